@@ -1,0 +1,31 @@
+# Two commands do all the set-up: `make reproduce` and `make test`. Both may be stopped and repeated.
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test notebooks readme clean
+
+VENV   ?= .venv
+PRESET ?= laptop
+SEEDS  ?= 1
+READY  := $(VENV)/.ready
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make the virtual environment (1 to 3 minutes, once)
+
+reproduce: $(READY)  ## data, training, tables and figures of the main job; SEEDS=3 for the committed table, PRESET=smoke to look
+	@$(VENV)/bin/spklip reproduce --preset $(PRESET) --seeds $(SEEDS)
+
+test: $(READY)  ## run the tests
+	@$(VENV)/bin/python -m pytest
+
+notebooks: $(READY)  ## run every notebook in place on its stored preset, then README.md
+	@$(VENV)/bin/python -m spklip.lab.notebooks rerun readme
+
+readme: $(READY)  ## write README.md from nbs/index.ipynb
+	@$(VENV)/bin/python -m spklip.lab.notebooks readme
+
+clean:  ## forget cached runs and generated data (not the outputs)
+	rm -rf runs data
+
+$(READY): pyproject.toml constraints.txt
+	@tools/setup $(VENV)
