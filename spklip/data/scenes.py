@@ -7,12 +7,13 @@ __all__ = ['Action', 'ACTIONS', 'CLASSES', 'POINTS', 'BONES', 'ANCHORS', 'SPEEDS
            'swing', 'positive', 'walk', 'run', 'jump', 'wave', 'clap', 'punch', 'kick', 'cartwheel', 'seated', 'sit',
            'stand', 'pushup', 'situp', 'pullup', 'pick', 'fall', 'bat', 'SpikeActions', 'actor', 'rotate', 'skeleton',
            'at', 'place', 'things', 'Take', 'take', 'timing', 'actor_capsules', 'travel_sign', 'mirrored',
-           'frame_capsules', 'wave_of', 'background', 'paint', 'draw', 'block_noise', 'simulate', 'expose', 'render',
-           'direction', 'caption', 'describe', 'fingerprint', 'claim', 'generate']
+           'frame_capsules', 'wave_of', 'background', 'axes', 'paint', 'draw', 'block_noise', 'expose', 'few_threads',
+           'render', 'direction', 'caption', 'describe', 'fingerprint', 'claim', 'generate']
 
-# %% ../../nbs/data/02_scenes.ipynb #eb90270e
+# %% ../../nbs/data/02_scenes.ipynb #2ada8bbd
 import hashlib, json, time
 from collections import namedtuple
+from contextlib import contextmanager
 from dataclasses import dataclass, asdict
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 
+from ..camera import simulate
 from .datasets import METADATA, write_metadata
 from .streams import StreamError, atomic, clip_index, write_dat
 
@@ -193,7 +195,7 @@ class SpikeActions:
             first, actor = first + size, actor + actors
         raise IndexError(f"clip {index} is outside the data set's {len(self)} clips")
 
-# %% ../../nbs/data/02_scenes.ipynb #dff58b81
+# %% ../../nbs/data/02_scenes.ipynb #a6edcdf1
 @lru_cache(maxsize=1024)
 def actor(
     seed:int,   # of the data set
@@ -203,11 +205,11 @@ def actor(
     rng = np.random.default_rng([seed, 1, number])
     girth, legs = rng.uniform(.85, 1.25), rng.uniform(.92, 1.08)
     dark = bool(rng.random() < .5)
-    upper = rng.uniform(.0, .18) if dark else rng.uniform(.72, 1.)
-    lower = upper if rng.random() < .4 else (rng.uniform(0, .2) if dark else rng.uniform(.6, .85))
+    upper = rng.uniform(.0, .14) if dark else rng.uniform(.72, 1.)
+    lower = upper if rng.random() < .4 else (rng.uniform(0, .15) if dark else rng.uniform(.6, .85))
     return dict(height=rng.uniform(.86, 1.0), girth=girth, shin=.24*legs, thigh=.24*legs, trunk=.29/legs**.5,
                 arm=.165*rng.uniform(.94, 1.08), forearm=.165*rng.uniform(.94, 1.08), shoulders=.095*girth**.5, hips=.05*girth**.5,
-                dark=dark, upper=upper, lower=lower, skin=.28 if dark else .62)
+                dark=dark, upper=upper, lower=lower, skin=rng.uniform(.1, .17) if dark else rng.uniform(.58, .75))
 
 # %% ../../nbs/data/02_scenes.ipynb #27f34465
 POINTS = ("hips", "neck", "head", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_hand", "right_hand",
@@ -372,7 +374,7 @@ def mirrored(pose:dict) -> dict:
     out = {(swap[k.split("_")[0]] + "_" + k.split("_")[1] if "_" in k else k): v for k, v in pose.items()}
     return {k: -v if k in ("roll", "twist") else v for k, v in out.items()}
 
-# %% ../../nbs/data/02_scenes.ipynb #7af03744
+# %% ../../nbs/data/02_scenes.ipynb #328cfa0e
 def frame_capsules(
     config:SpikeActions, # for the frame's size
     shot:Take,           # the clip's choices
@@ -388,12 +390,8 @@ def frame_capsules(
     free = max(0, aspect - (high - low)*scale - .04)
     x = .5*aspect - .5*(low + high)*scale + .5*free*shot.x
     ends = np.stack([x + both[..., 0]*scale, shot.ground - both[..., 1]*scale], -1)*config.height
-    order = np.argsort(start[..., 2] + stop[..., 2], axis=1, kind="stable")
     depth = np.clip(.5*(start[..., 2] + stop[..., 2]), -.3, .3)
-    shade = shade*(1 + .35*depth) + .04*depth
-    radius = np.maximum(np.broadcast_to(radius*scale*config.height, order.shape), .7)
-    ends = np.take_along_axis(ends, order[None, ..., None], 2)
-    return ends, np.take_along_axis(radius, order, 1), np.take_along_axis(shade, order, 1)
+    return ends, radius*scale*config.height, shade*(1 + .35*depth) + .04*depth, depth
 
 # %% ../../nbs/data/02_scenes.ipynb #8476a3ac
 def wave_of(position, soft): # position [..., n] in periods; soft: width of an edge in periods
@@ -419,32 +417,48 @@ def background(
     rows = np.stack([shot.wall_light*(1 - floor) + shot.floor_light*floor, shot.wall_contrast*down*(1 - floor), shot.floor_contrast*floor], -1)
     return rows, np.stack([one_x, across, tiles], 1)
 
-# %% ../../nbs/data/02_scenes.ipynb #f571435d
+# %% ../../nbs/data/02_scenes.ipynb #97b16988
+def axes(
+    ends:Tensor,   # ends of the capsules, x and y in pixels, [2,T,K,2]
+    radius:Tensor, # [K], pixels
+    height:int,    # of the picture
+    width:int,
+) -> tuple:        # along the bone: [T,K,1,W], [T,K,H,1]; across: the same; half length [T,K,1,1]; all in units of sqrt(2r)
+    "Distances along and across each bone, from its middle, as sums of a row and a column."
+    middle, bone = .5*(ends[0] + ends[1]), ends[1] - ends[0]
+    length = bone.norm(dim=-1, keepdim=True)
+    unit = (2*radius[:, None]).rsqrt()
+    cos, sin = (torch.where(length > 1e-3, bone/length.clamp(min=1e-3), bone.new_tensor([1., 0.]))*unit).unbind(-1)
+    x, y = (torch.arange(n, device=ends.device) + .5 - m[..., None] for n, m in ((width, middle[..., 0]), (height, middle[..., 1])))
+    row, column = lambda c: (c[..., None]*x)[..., None, :], lambda c: (c[..., None]*y)[..., :, None]
+    return row(cos), column(sin), row(-sin), column(cos), (.5*length*unit)[..., None]
+
 def paint(
-    image:Tensor,  # what is behind, [...,T,H,W]; painted over in place
-    ends:Tensor,   # ends of the capsules, x and y in pixels, [2,...,T,K,2], farthest first
-    radius:Tensor, # [...,T,K], pixels
-    shade:Tensor,  # [...,T,K]
-) -> Tensor:       # `image`
-    "Paint capsules over a picture, antialiased."
-    (a, b), (height, width) = ends, image.shape[-2:]
-    x, y = torch.arange(width, device=image.device) + .5, torch.arange(height, device=image.device) + .5
-    length = (b - a).norm(dim=-1)
-    along = torch.where(length[..., None] > 1e-3, (b - a)/length.clamp(min=1e-3)[..., None], torch.tensor([1., 0.], device=image.device))
-    unit = (2*radius).rsqrt()
-    dx, dy = x - .5*(a + b)[..., :1], y - .5*(a + b)[..., 1:]                                 # [...,T,K,W] and [...,T,K,H]
-    cx, cy, half = (along[..., :1]*unit[..., None]), (along[..., 1:]*unit[..., None]), .5*length*unit
-    full = (radius + .5).square()*unit.square()
-    u, v = torch.empty_like(image), torch.empty_like(image)
-    for k in range(radius.shape[-1]):
-        torch.add((dx*cx)[..., k, None, :], (dy*cy)[..., k, :, None], out=u)                  # along the bone
-        torch.add((dx*-cy)[..., k, None, :], (dy*cx)[..., k, :, None], out=v)                 # across it
-        u.abs_().sub_(half[..., k, None, None]).clamp_(min=0)
-        torch.addcmul(full[..., k, None, None], u, u, value=-1, out=u).addcmul_(v, v, value=-1).clamp_(0, 1)
-        image.lerp_(shade[..., k, None, None], u)
+    image:Tensor,     # what is behind, [T,H,W]; painted over in place
+    ends:np.ndarray,  # ends of the capsules, x and y in pixels, [2,T,K,2]
+    radius:np.ndarray,# [K], pixels
+    shade:np.ndarray, # [T,K]
+    depth:np.ndarray, # [T,K]; near is more
+    run:int=50,       # frames painted together: in one order, each capsule within its own box
+) -> Tensor:          # `image`
+    "Paint capsules over a picture, antialiased, the farthest first."
+    height, width = image.shape[1:]
+    radius = np.maximum(radius, .7)
+    tensor = lambda a: torch.tensor(a, dtype=torch.float32, device=image.device)
+    ax, ay, bx, by, half = axes(tensor(ends), tensor(radius), height, width)
+    full, shade = ((radius + .5)**2/(2*radius)).tolist(), tensor(shade)[..., None, None]
+    for first in range(0, len(image), run):
+        t = slice(first, first + run)
+        low, high = ends[:, t].min((0, 1)) - radius[:, None] - .5, ends[:, t].max((0, 1)) + radius[:, None] + .5  # [K,2]
+        low, high = np.floor(low.clip(0, (width, height))).astype(int).tolist(), np.ceil(high.clip(0, (width, height))).astype(int).tolist()
+        for k in np.argsort(depth[t].mean(0), kind="stable").tolist():
+            x, y = slice(low[k][0], high[k][0]), slice(low[k][1], high[k][1])
+            along, across = ax[t, k, :, x] + ay[t, k, y], bx[t, k, :, x] + by[t, k, y]
+            cover = along.abs_().sub_(half[t, k]).clamp_(min=0).square_().addcmul_(across, across).neg_().add_(full[k]).clamp_(0, 1)
+            image[t, y, x].lerp_(shade[t, k], cover)
     return image
 
-# %% ../../nbs/data/02_scenes.ipynb #9dcbf544
+# %% ../../nbs/data/02_scenes.ipynb #e1c7935e
 def draw(
     config:SpikeActions, # the data set
     index:int,           # of the clip
@@ -456,8 +470,7 @@ def draw(
     frames = clip_index(shot.frames) if frames is None else np.asarray(frames)
     u = frames/shot.frames
     rows, columns = (torch.tensor(m, dtype=torch.float32, device=device) for m in background(config, shot, u))
-    ends, radius, shade = (torch.tensor(m, dtype=torch.float32, device=device) for m in frame_capsules(config, shot, u))
-    image = paint(rows @ columns, ends, radius, shade)
+    image = paint(rows @ columns, *frame_capsules(config, shot, u))
     blocks = torch.tensor(block_noise(config, shot), dtype=torch.float32, device=device)
     image += blocks[torch.as_tensor((u*len(blocks)).astype(int), device=device)]
     exposure = round(config.theta*config.firing_rate*shot.light/float(image.mean(dtype=torch.float64)), 3)
@@ -470,18 +483,7 @@ def block_noise(config, shot, groups=8): # -> [groups,H,W]
     shape = groups, -(-config.height//size), -(-config.width//size)
     return shot.noise*rng.standard_normal(shape).repeat(size, 1).repeat(size, 2)[:, :config.height, :config.width]
 
-# %% ../../nbs/data/02_scenes.ipynb #d941a276
-def simulate(light, theta, charge, packed):
-    charge, out = charge.clone(), []
-    for frame in light:
-        charge += frame
-        fired = charge >= theta
-        charge -= theta*fired
-        out.append(fired)
-    bits = torch.nn.functional.pad(torch.stack(out).flatten(1), (0, -light[0].numel() % 8)).unflatten(1, (-1, 8))
-    return (bits.to(torch.uint8) << torch.arange(8, device=light.device, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
-
-# %% ../../nbs/data/02_scenes.ipynb #5c6b84b8
+# %% ../../nbs/data/02_scenes.ipynb #090f875e
 def expose(
     config:SpikeActions, # the data set
     index:int,           # of the clip
@@ -497,13 +499,24 @@ def expose(
     bits = simulate(light, theta=config.theta, charge=torch.as_tensor(charge, device=image.device), packed=True)
     return bits.unflatten(0, (25, 11))[:, :10].flatten(0, 1)
 
+@contextmanager
+def few_threads(
+    pixels:int, # of a frame
+):
+    "One thread while frames are so small that several would only wait for each other."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if pixels < 20_000 else threads)
+    try: yield
+    finally: torch.set_num_threads(threads)
+
 def render(
     config:SpikeActions, # the data set
     indices,             # of the clips, [B]
     device="cpu",        # where to paint and to expose
 ) -> Tensor:             # packed bits, uint8 [B,250,ceil(H*W/8)]
     "Clips as the spike camera sees them; the same bits whatever the batch."
-    return torch.stack([expose(config, int(i), draw(config, int(i), device=device)) for i in indices])
+    with few_threads(config.height*config.width):
+        return torch.stack([expose(config, int(i), draw(config, int(i), device=device)) for i in indices])
 
 # %% ../../nbs/data/02_scenes.ipynb #4cc598db
 GROUNDS = dict(plain=("a plain wall", "a bare wall"), striped=("a wall with upright stripes", "a vertically striped wall"),
