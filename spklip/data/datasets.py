@@ -64,20 +64,21 @@ def read_metadata(
     if not rows: raise StreamError(f"{path}: empty, expected a line a clip")
     return rows
 
-# %% ../../nbs/data/01_datasets.ipynb #fd624819
+# %% ../../nbs/data/01_datasets.ipynb #2397edc7
+def _gain(group, have, target):
+    "How much nearer to the target of its classes a split comes by taking a group, per clip of the group: 1 at best."
+    return round(sum(abs(have[c] - target[c]) - abs(have[c] + n - target[c]) for c, n in group.items())/sum(group.values()), 6)
+
 def _take(share, groups, total, rng):
-    "Groups for one split: class by class, the group that fits best first, while it brings the class closer to its share."
-    taken = {}
-    for label in sorted(total):
-        while True:
-            have = sum(g[label] for g in taken.values())
-            left = {k: g for k, g in groups.items() if k not in taken and g[label]}
-            spare = [k for k, g in left.items() if all(sum(o[l] for n, o in groups.items() if n not in taken and n != k) for l in g)]
-            if not spare or not share: break
-            fit = {k: abs(have + groups[k][label] - share*total[label]) for k in spare}
-            best = min(rng.permutation(sorted(spare)).tolist(), key=fit.get)
-            if have and fit[best] >= abs(have - share*total[label]): break
-            taken[best] = groups[best]
+    "Names of the groups for one split: class by class, the group that fits best first."
+    target, have, left, taken = {c: share*n for c, n in total.items()}, Counter(), Counter(), []
+    for g in groups.values(): left.update(g.keys())  # groups of each class not taken
+    for label in sorted(total) if share else ():
+        names = [k for k in sorted(groups) if groups[k][label] and k not in taken]
+        for k in sorted(rng.permutation(names).tolist(), key=lambda k: -_gain(groups[k], have, target)):
+            fits = not have[label] or _gain({label: groups[k][label]}, have, target) > 0
+            if not fits or min(left[c] for c in groups[k]) < 2: continue  # a class keeps a group for the other splits
+            taken.append(k); have.update(groups[k]); left.subtract(groups[k].keys())
     return taken
 
 # %% ../../nbs/data/01_datasets.ipynb #7f7d74a0
