@@ -100,14 +100,14 @@ def view(args) -> None:
     images[0].save(out, **more)
     print(f"{out}: {args.what}, " + (f"frame {frame}" if len(images) == 1 else f"{len(images)} frames of {len(stream)}, {args.fps} a second"))
 
-# %% ../../nbs/lab/04_cli.ipynb #96b4e4d4
+# %% ../../nbs/lab/04_cli.ipynb #f0f6d911
 def data(args) -> None:
     "spklip data KIND FOLDER: make SpikeActions, Weizmann or ARID, or check what is in a folder."
     if args.kind == "check": return check(args.folder)
     if args.kind == "spike-actions":
         from spklip.data.scenes import generate
-        from spklip.train import preset
-        generate(preset(args.preset).scenes, args.folder)
+        from spklip.train import preset_of
+        generate(preset_of(args.preset).scenes, args.folder)
         return check(args.folder)
     from spklip.data import video
     from spklip.lab.notebooks import real_data
@@ -138,12 +138,11 @@ def convert(args) -> None:
     if failed: raise StreamError(failed[0]["reason"] + (f" (and {len(failed) - 1} more; see {args.out}/failed.jsonl)" if len(failed) > 1 else ""))
     print(f"{args.out}: {len(clips)} recordings of {how.height} x {how.width}")
 
-# %% ../../nbs/lab/04_cli.ipynb #cc07e5c3
+# %% ../../nbs/lab/04_cli.ipynb #8ab51513
 def train(args) -> None:
     "spklip train --preset P --data FOLDER --out FOLDER: train, or go on with what is in FOLDER."
-    from spklip.train import fit, preset
-    chosen = preset(args.preset)
-    model = fit(chosen, args.data, Path(args.out or f"runs/{chosen.name}-{args.seed}"), seed=args.seed)
+    from spklip.train import fit, preset_of
+    model = fit(preset_of(args.preset), args.data, Path(args.out or f"runs/{args.preset}-{args.seed}"), seed=args.seed)
     print(f"model: {model}")
 
 def trained(folder):
@@ -159,9 +158,8 @@ def evaluate(args) -> None:
     from spklip.data.datasets import SpikeDataset
     from spklip.train import evaluate
     clips = SpikeDataset(args.data, split=args.split)
-    print(f"{args.data}, {args.split}: {len(clips)} clips, {len(clips.classes)} classes, chance {1/len(clips.classes):.3f}")
-    for name, value in evaluate(trained(args.model), clips).items():
-        if isinstance(value, (int, float)): print(f"{name:12} {value:.4g}")
+    print(f"{args.data}, {args.split}: {len(clips.classes)} classes")
+    for name, value in evaluate(trained(args.model), clips).metrics().items(): print(f"{name:12} {value:.4g}")
 
 def classify(args) -> None:
     "spklip classify FILE.dat --labels 'a, b': which sentence says what the recording shows?"

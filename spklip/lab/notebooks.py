@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['root', 'real_data', 'tagged', 'parameters_of', 'check_parameters', 'run_notebook', 'without_traces', 'notebooks',
-           'source', 'mixes_imports', 'problems', 'rerun', 'relinked', 'output_markdown', 'readme_of', 'readme']
+           'source', 'mixes_imports', 'problems', 'rerun', 'relinked', 'output_markdown', 'readme_of', 'contents',
+           'readme']
 
 # %% ../../nbs/lab/00_notebooks.ipynb #eb9286d3
 import ast, base64, os, re, subprocess, sys, time
@@ -50,7 +51,7 @@ def parameters_of(
         except (AttributeError, ValueError): raise ValueError(f"{path}: `{ast.unparse(line)}` is no `name = literal`") from None
     return found
 
-# %% ../../nbs/lab/00_notebooks.ipynb #123baf26
+# %% ../../nbs/lab/00_notebooks.ipynb #9ea71e50
 def check_parameters(
     path:str|Path,   # a notebook
     parameters:dict, # name -> value, what a caller wants to set
@@ -72,7 +73,7 @@ def run_notebook(
     out = Path(out); out.parent.mkdir(parents=True, exist_ok=True)
     shown = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if live else {}
     papermill.execute_notebook(str(path), str(out), parameters=parameters, cwd=str(root()), progress_bar=False,
-                                extra_arguments=["--IPKernelApp.log_level=ERROR"], **shown) # else each run starts with a warning about TCP
+                                extra_arguments=["--IPKernelApp.log_level=CRITICAL"], **shown) # else each run warns about TCP
     nbformat.write(without_traces(nbformat.read(out, 4)), out)
     return out
 
@@ -105,7 +106,7 @@ def mixes_imports(
     kinds = {isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(source(cell)).body}
     return kinds == {True, False}
 
-# %% ../../nbs/lab/00_notebooks.ipynb #d1e55bb7
+# %% ../../nbs/lab/00_notebooks.ipynb #caf22e2f
 def problems(
     path:str|Path,     # a stored notebook
     limit:int=300_000, # largest file, bytes
@@ -120,7 +121,8 @@ def problems(
     for cell in code:
         first = cell.source.strip().splitlines()[0] if cell.source.strip() else "(empty cell)"
         if mixes_imports(cell): found.append(f"imports and other code in the cell `{first}`")
-        if "#| export" in cell.source and cell.source.count("\n") >= lines: found.append(f"{cell.source.count(chr(10)) + 1} lines in an exported cell that starts `{source(cell).strip().splitlines()[0]}`")
+        body = source(cell).strip().splitlines()
+        if "#| export" in cell.source and len(body) > lines: found.append(f"{len(body)} lines in an exported cell that starts `{body[0]}`")
     outputs = [o for c in code for o in c.outputs]
     if not outputs: found.append("stored without outputs")
     found += [f"stored with an error: {o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]
@@ -151,7 +153,7 @@ def relinked(
         return start + (link[3:] if link.startswith("../") else "nbs/" + link)
     return re.sub(r'(\]\(|src="|href=")([^)"\s]+)', above, text)
 
-# %% ../../nbs/lab/00_notebooks.ipynb #ad7691c3
+# %% ../../nbs/lab/00_notebooks.ipynb #d895228e
 def output_markdown(
     output:nbformat.NotebookNode, # one output of a cell
     picture:str,                  # file name for it, should it be a picture
@@ -176,7 +178,20 @@ def readme_of(
         if "#| hide" in cell.source or "parameters" in cell.metadata.get("tags", []): continue
         if "#| echo: false" not in cell.source: parts.append(f"```python\n{source(cell).strip()}\n```")
         parts += [output_markdown(o, f"index-{len(images)}.png", images) for o in cell.outputs]
-    return "\n\n".join(p for p in parts if p) + "\n", images
+    text = "\n\n".join(p for p in parts if p) + "\n"
+    return text.replace("\n```\n\n```python\n", "\n"), images # an import cell and the code below it are one block
+
+# %% ../../nbs/lab/00_notebooks.ipynb #aac08f6e
+def contents() -> str: # a markdown table, links relative to nbs/
+    "Every notebook but the index: link, title, what it is about, the module it exports."
+    lines = ["| notebook | about | module |", "|---|---|---|"]
+    for path in notebooks():
+        if path.stem == "index": continue
+        cells, link = nbformat.read(path, 4).cells, path.relative_to(root()/"nbs").as_posix()
+        title, about = re.match(r"# (.+)\n+> (.+)", cells[0].source).groups()
+        module = [m[1].replace(".", "/") for c in cells if (m := re.search(r"#\| default_exp (\S+)", c.source))]
+        lines.append(f"| [{link.removesuffix('.ipynb')}]({link}) | **{title}.** {about} | {f'`spklip/{module[0]}.py`' if module else ''} |")
+    return "\n".join(lines)
 
 # %% ../../nbs/lab/00_notebooks.ipynb #51ddecea
 def readme() -> Path: # README.md

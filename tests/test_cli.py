@@ -1,0 +1,131 @@
+"The spklip command: help, numbers, pictures, and errors of one line with exit code 2."
+import argparse, json, shlex, subprocess, sys
+import numpy as np, pytest
+from PIL import Image
+from spklip.data.streams import write_dat
+from spklip.lab import cli
+
+COMMANDS = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+
+@pytest.fixture
+def dat(tmp_path, monkeypatch):
+    "260 frames of 6 x 7: pixel 0 always fires, pixel 1 never, the others in every fifth frame."
+    monkeypatch.chdir(tmp_path)
+    spikes = np.zeros((260, 6, 7), np.uint8)
+    spikes[::5] = 1; spikes[:, 0, 0] = 1; spikes[:, 0, 1] = 0
+    write_dat("clip.dat", spikes)
+    return "clip.dat"
+
+def fails(capsys, *words, code=2):
+    "Run, expect an exit code and one line on stderr; that line."
+    try: got = cli.main(list(words))
+    except SystemExit as end: got = end.code
+    err = capsys.readouterr().err
+    assert got == code and err.count("\n") == 1, err
+    return err
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_that_parses(name, capsys):
+    with pytest.raises(SystemExit) as end: cli.main([name, "--help"])
+    assert end.value.code == 0
+    example = capsys.readouterr().out.split("example:\n")[1].strip()
+    words = shlex.split(example)
+    assert words[0] == "spklip" and cli.parser().parse_args(words[1:]).command == name
+
+def test_all_commands_are_there():
+    assert set(COMMANDS) == {"info", "view", "data", "convert", "train", "evaluate", "classify", "reproduce"}
+
+def test_help_waits_for_nothing():
+    code = "import sys; from spklip.lab.cli import parser; parser().format_help(); print({'torch', 'numpy', 'nbformat'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+def test_info(dat, capsys):
+    assert cli.main(["info", dat, "--height", "6", "--width", "7", "--rate", "1000"]) == 0
+    out = capsys.readouterr().out
+    rate = (52*40 + 260)/(260*42)
+    for words in ("6 x 7 pixels, 260 frames", "260.0 ms", f"{rate:.4f}", "1 (2.4%) fire in every", "1 (2.4%) never fire"): assert words in out
+
+def test_size_from_metadata_beside_the_file(dat, capsys):
+    row = dict(file=dat, height=6, width=7, rate_hz=520, flip_rows=False, label="wave")
+    open("metadata.jsonl", "w").write(json.dumps(row | {"file": "other.dat", "height": 1}) + "\n" + json.dumps(row) + "\n")
+    assert cli.main(["info", dat]) == 0
+    out = capsys.readouterr().out
+    assert "500.0 ms" in out and "wave" in out
+
+@pytest.mark.parametrize("what", ["spikes", "tfp", "tfi"])
+def test_view_png(dat, what):
+    assert cli.main(["view", dat, "--height", "6", "--width", "7", "--what", what, "--frame", "100", "--window", "25", "--out", "v.png"]) == 0
+    image = np.asarray(Image.open("v.png"))
+    assert image.shape == (6, 7) and image.dtype == np.uint8
+    assert image[0, 0] == 255 and image[0, 1] == 0 # brightest and dark
+    assert len(np.unique(image[1:])) == 1 # all others alike
+    if what != "spikes": assert 40 <= image[3, 3] <= 70 # a fifth of the brightest
+
+def test_view_flips_rows(dat):
+    assert cli.main(["view", dat, "--height", "6", "--width", "7", "--flip-rows", "--frame", "100", "--scale", "2", "--out", "v.png"]) == 0
+    image = np.asarray(Image.open("v.png"))
+    assert image.shape == (12, 14) and image[-1, 0] == 255 and image[0, 2] < 255
+
+def test_view_gif(dat):
+    assert cli.main(["view", dat, "--height", "6", "--width", "7", "--what", "spikes", "--every", "3", "--fps", "10", "--out", "v.gif"]) == 0
+    gif = Image.open("v.gif")
+    assert gif.info["duration"] == 100 and gif.n_frames > 1
+
+SIZE = "--height", "6", "--width", "7"
+
+@pytest.mark.parametrize("words, says", [
+    (("info", "absent.dat"), "absent.dat"),
+    (("info", "."), ".: no such file"),
+    (("info", "clip.dat"), "give --height and --width"),
+    (("info", "clip.dat", "--height", "6", "--width", "9"), "bytes, expected"),
+    (("info", "cut.dat", *SIZE), "1,559 bytes, expected 1,554 or 1,560"),
+    (("info", "empty.dat", *SIZE), "0 bytes"),
+    (("info", "clip.dat", "--height", "0", "--width", "7"), "'0' is no whole number of 1 or more"),
+    (("view", "clip.dat", *SIZE, "--frame", "260"), "no frame 260, it has 0 to 259"),
+    (("view", "clip.dat", *SIZE, "--out", "v.jpg"), "a view is a .png or a .gif"),
+    (("view", "clip.dat", *SIZE, "--out", "no/such/v.png"), "no/such/v.png"),
+    (("data", "check", "."), "metadata.jsonl"),
+    (("data", "weizmann", "out", "--source", "absent.npz"), "give --source"),
+    (("data", "spike-actions", "out", "--preset", "huge"), "invalid choice: 'huge'"),
+    (("convert", "absent.avi", "--out", "made"), "absent.avi"),
+    (("train", "--preset", "smoke", "--data", "nowhere"), "nowhere"),
+    (("train", "--preset", "huge", "--data", "."), "invalid choice: 'huge'"),
+    (("evaluate", "--data", ".", "--model", "nowhere"), "metadata.jsonl"),
+    (("classify", "clip.dat", *SIZE, "--labels", "one"), "two sentences or more"),
+    (("classify", "clip.dat", *SIZE, "--labels", "a,b", "--model", "nowhere"), "nowhere: no model here"),
+    (("reproduce", "--preset", "huge"), "invalid choice: 'huge'"),
+    (("reproduce", "--seeds", "0"), "'0' is no whole number of 1 or more"),
+    (("frobnicate",), "invalid choice: 'frobnicate'"),
+    ((), "required: COMMAND"),
+], ids=lambda x: " ".join(x) if isinstance(x, tuple) else "")
+def test_errors_are_one_line(dat, capsys, words, says):
+    open("cut.dat", "wb").write(open(dat, "rb").read()[:-1]); open("empty.dat", "wb")
+    line = fails(capsys, *words)
+    assert says in line and "Traceback" not in line and line.startswith("spklip")
+
+def test_debug_shows_where(dat, monkeypatch):
+    with pytest.raises(ValueError): cli.main(["info", dat, "--debug"])
+    monkeypatch.setenv("SPKLIP_DEBUG", "1")
+    with pytest.raises(ValueError): cli.main(["info", dat])
+
+def test_ctrl_c(dat, capsys, monkeypatch):
+    def stopped(args): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "recording", stopped)
+    assert cli.main(["info", dat]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+def test_a_model_the_whole_way(tmp_path, monkeypatch, capsys):
+    "data, train, evaluate, classify on the smoke preset; training again finds the model there."
+    monkeypatch.chdir(tmp_path)
+    assert cli.main("data spike-actions clips --preset smoke".split()) == 0
+    assert cli.main("train --preset smoke --data clips --out run".split()) == 0
+    capsys.readouterr()
+    assert cli.main("train --preset smoke --data clips --out run".split()) == 0
+    assert capsys.readouterr().out.strip() == "model: run/model"
+    assert cli.main("evaluate --model run/model --data clips".split()) == 0
+    out = capsys.readouterr().out
+    assert "top1" in out and "in_batch" in out
+    clip = next((tmp_path/"clips").rglob("*.dat")) # its size is in the metadata above it
+    assert cli.main(["classify", str(clip), "--model", "run/model", "--labels", "a person walks, a person waves one hand"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and abs(sum(float(l.split("%")[0]) for l in lines) - 100) < 0.2

@@ -1,0 +1,151 @@
+"The lab: parameters, cached runs, verdicts, manifests, and a whole `spklip reproduce` on a project of two cells."
+import hashlib, json, os, platform, signal, subprocess, sys, time
+from dataclasses import make_dataclass
+import nbformat, pytest
+from hypothesis import given, settings, strategies as st
+from spklip.lab import cli, notebooks, runs, tables
+from spklip.lab.paper import NUMBERS, number
+from conftest import ROOT
+
+def write(path, *code, parameters=0):
+    "A notebook of code cells; the cell of that number is its parameters."
+    cells = [nbformat.v4.new_code_cell(c, metadata={"tags": ["parameters"]} if i == parameters else {}) for i, c in enumerate(code)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebooks.without_traces(nbformat.v4.new_notebook(cells=cells)), path)
+    return path
+
+# running
+
+def test_unknown_parameter_is_refused_before_anything_runs(tmp_path):
+    path = write(tmp_path/"n.ipynb", 'preset = "smoke"\nseed = 0')
+    with pytest.raises(ValueError, match="no parameter sede; it has: preset, seed"):
+        notebooks.run_notebook(path, tmp_path/"out.ipynb", sede=1)
+    assert not (tmp_path/"out.ipynb").exists()
+
+@pytest.mark.parametrize("cell", ["a = b", "a, b = 1, 2", "import os", "a = open('x')"])
+def test_parameters_are_literals(tmp_path, cell):
+    with pytest.raises(ValueError, match="is no `name = literal`"): notebooks.parameters_of(write(tmp_path/"n.ipynb", cell))
+
+def test_parameters_tag_must_be_there_once(tmp_path):
+    with pytest.raises(ValueError, match="0 cells are tagged"): notebooks.parameters_of(write(tmp_path/"n.ipynb", "a = 1", parameters=None))
+
+def test_run_sets_parameters_and_leaves_no_trace(tmp_path):
+    path = write(tmp_path/"n.ipynb", 'text = "a"\nrate = 1.0', "import os", "print(text, rate, os.getcwd())")
+    done = notebooks.run_notebook(path, tmp_path/"deep"/"er"/"n.ipynb", text="it's", rate=2.5)
+    notebook = nbformat.read(done, 4)
+    assert notebook.cells[-1].outputs[0].text == f"it's 2.5 {ROOT}\n"
+    assert "papermill" not in notebook.metadata and all(set(c.metadata) <= {"tags"} for c in notebook.cells)
+
+def test_failing_cell_raises(tmp_path):
+    with pytest.raises(Exception, match="no light") as failed:
+        notebooks.run_notebook(write(tmp_path/"n.ipynb", "a = 1", "raise ValueError('no light')"), tmp_path/"out.ipynb")
+    assert cli.one_line(failed.value).startswith("a cell failed: ValueError: no light")
+
+def test_problems_are_seen(tmp_path):
+    path = write(tmp_path/"n.ipynb", "a = 1", "import os\nx = 2", "#| export\n" + "y = 1\n"*50, f"where = '{ROOT}'")
+    found = "; ".join(notebooks.problems(path, limit=100))
+    for words in ("more than 100", "imports and other code in the cell `import os`", "50 lines in an exported cell", "without outputs", "folder of this machine"):
+        assert words in found
+
+# cached runs
+
+configs = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+                       lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+
+@settings(deadline=None, max_examples=50)
+@given(configs, configs)
+def test_digest_tells_configurations_apart(a, b):
+    same = json.dumps(runs.plain(a), sort_keys=True) == json.dumps(runs.plain(b), sort_keys=True)
+    assert (runs.digest(a) == runs.digest(b)) == same
+
+def test_digest_is_stable_across_versions_and_machines():
+    assert runs.digest({"b": (1, 2.5), "a": "x"}) == hashlib.sha256(b'{"a":"x","b":[1,2.5]}').hexdigest()[:10]
+
+def test_digest_knows_the_class():
+    one, two = (make_dataclass(name, [("lr", float)], frozen=True)(1e-3) for name in ("One", "Two"))
+    assert runs.digest(one) != runs.digest(two)
+
+def test_cached_runs_once_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path))
+    calls = []
+    def make(folder):
+        calls.append(folder)
+        if len(calls) == 1: (folder/"half").touch(); raise KeyboardInterrupt
+        return {"resumed": (folder/"half").exists()}
+    with pytest.raises(KeyboardInterrupt): runs.cached("r", {"a": 1}, make)
+    assert runs.cached("r", {"a": 1}, make) == {"resumed": True} == runs.cached("r", {"a": 1}, make)
+    assert len(calls) == 2 and calls[0] == calls[1]
+    assert runs.cached("r", {"a": 2}, make) == {"resumed": False}
+    assert [r["config"] for r in sorted(runs.finished(), key=lambda r: r["config"]["a"])] == [{"a": 1}, {"a": 2}]
+
+def test_fingerprint_sees_every_change(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no metadata.jsonl"): runs.fingerprint(tmp_path)
+    (tmp_path/"metadata.jsonl").write_text("{}\n"); (tmp_path/"a.dat").write_bytes(b"12")
+    seen = {runs.fingerprint(tmp_path)}
+    for change in (lambda: (tmp_path/"a.dat").write_bytes(b"123"), lambda: (tmp_path/"metadata.jsonl").write_text("{} \n"),
+                   lambda: (tmp_path/"b.dat").touch(), lambda: (tmp_path/"b.dat").rename(tmp_path/"c.dat")):
+        change(); seen.add(runs.fingerprint(tmp_path))
+    assert len(seen) == 5
+
+# tables
+
+@pytest.mark.parametrize("ours, same, tolerance, status", [(None, False, None, "needs data"), ([90.0], False, None, "ours"),
+    ([92.0], True, 1.0, "reproduced"), ([92.2], True, 1.0, "contradicted"), ([81.0, 101.0], True, 1.0, "reproduced")])
+def test_verdicts(ours, same, tolerance, status):
+    assert tables.row("top-1", ours, number("table1.spklip_top1"), same=same, tolerance=tolerance)["status"] == status
+
+def test_a_comparison_needs_a_tolerance():
+    with pytest.raises(ValueError, match="tolerance"): tables.row("top-1", 91.0, number("table1.spklip_top1"), same=True)
+    assert tables.row("top-1", 87.0, number("table4.hmdb_all"), same=True)["status"] == "reproduced" # the paper's 2.21, twice
+
+def test_rows_carry_mean_std_and_seeds():
+    row = tables.row("top-1", [90, 92, 94], number("table1.spklip_top1"), data="ours")
+    assert (row["ours"], row["std"], row["n"]) == (92, 2, 3)
+    assert "| top-1 | 91.15 | HMDB51-S | 92.00 ± 2.00 (n=3) | ours | % | ours |" in tables.as_markdown([row])
+
+def test_manifest_merges_and_names_no_machine(tmp_path):
+    results = tables.Results("smoke", tmp_path)
+    results.manifest("b", seeds=(0, 1)); results.manifest("a"); results.manifest("b", seeds=(2,), seconds=3)
+    text = (tmp_path/"smoke"/"manifest.json").read_text()
+    kept = json.loads(text)
+    assert list(kept) == ["a", "b"] and kept["b"]["seeds"] == [2] and kept["b"]["packages"]["torch"]
+    assert str(ROOT) not in text and (platform.node() or "?") not in text
+
+def test_the_papers_numbers_add_up():
+    v = {k: n.value for k, n in NUMBERS.items()}
+    assert v["table4.hmdb_all"] == v["table3.blocks_5"] == v["table2.hsfe_full"] == v["table1.spklip_top1"]
+    assert abs(1 - v["table6.snn_total"]/v["table6.ann_total"] - v["table6.total_saving"]/100) < 1e-3
+    assert abs(v["table6.snn_memory"]/v["table6.snn_total"] - v["table6.snn_memory_share"]/100) < 1e-3
+
+# the whole way, on a project whose main notebook is three cells
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path/"spklip").mkdir(); (tmp_path/"settings.ini").touch()
+    write(tmp_path/"nbs"/"04_train.ipynb", 'preset = "smoke"\ndata = ""\nseeds = 1\nwait = 0', "from pathlib import Path", "import os, time",
+          "(Path('outputs')/preset/'tables').mkdir(parents=True); (Path('outputs')/preset/'tables'/'one.md').write_text(str(seeds))\n"
+          "print('kernel', os.getpid(), flush=True)\nif data: time.sleep(60)")
+    return tmp_path
+
+def spklip(project, *words):
+    return subprocess.Popen([sys.executable, "-c", "import sys; from spklip.lab.cli import main; sys.exit(main())", *words], cwd=project, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+def test_reproduce(project):
+    process = spklip(project, "reproduce", "--preset", "laptop", "--seeds", "3")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "kernel" in out and "outputs/laptop/tables/one.md" in out and "outputs/laptop/notebooks/04_train.ipynb" in out
+    assert (project/"outputs"/"laptop"/"tables"/"one.md").read_text() == "3"
+
+def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(project):
+    process = spklip(project, "reproduce", "--preset", "smoke", "--data", "wait")
+    kernel = next(int(line.split()[1]) for line in process.stdout if line.startswith("kernel"))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and err.strip().endswith("spklip reproduce: stopped; the same command goes on from here")
+    for _ in range(50):
+        try: os.kill(kernel, 0)
+        except ProcessLookupError: return
+        time.sleep(0.1)
+    raise AssertionError("the kernel lives on")
