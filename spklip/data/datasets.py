@@ -99,7 +99,7 @@ def assign_splits(
         for k in _take(share, groups, total, rng): where[k] = split; del groups[k]
     return [r | {"split": where.get(r[name], "train")} for r in rows]
 
-# %% ../../nbs/data/01_datasets.ipynb #d95c5ea1
+# %% ../../nbs/data/01_datasets.ipynb #340a7b3d
 def _classes(rows):
     "Sorted labels and the one prompt of each."
     prompts = {}
@@ -111,11 +111,11 @@ def _classes(rows):
 def _problem(folder, row, need=1):
     "Why a row's recording cannot be used, or None."
     try: have = count_frames(Path(folder)/row["file"], row["height"], row["width"])
-    except StreamError as e: return str(e)
+    except StreamError as e: return f"{e}; its metadata says {row['frames']:,} frames"
     if have != row["frames"]: return f"{Path(folder)/row['file']}: {have:,} frames, expected the {row['frames']:,} of its metadata"
     if have < need: return f"{Path(folder)/row['file']}: {have:,} frames, a clip needs {need:,}"
 
-# %% ../../nbs/data/01_datasets.ipynb #49651186
+# %% ../../nbs/data/01_datasets.ipynb #afe40c3f
 class SpikeDataset(Dataset):
     "Packed clips of a folder's recordings, all of one size; every file's size is checked before the first is read."
     def __init__(self,
@@ -131,11 +131,11 @@ class SpikeDataset(Dataset):
         self.classes, self.prompts = _classes(rows)
         self.rows = [r for r in rows if split in (None, r["split"])]
         if not self.rows: raise StreamError(f"{self.folder/METADATA}: no clips of split {split!r}, it has {', '.join(sorted({r['split'] for r in rows}))}")
-        sizes = {(r["height"], r["width"]): r["file"] for r in self.rows}
+        sizes = {(r["height"], r["width"]): r["file"] for r in self.rows[::-1]}
         if len(sizes) > 1: raise StreamError(f"{self.folder}: clips of several sizes cannot share a batch: " + ", ".join(f"{h} x {w} ({f})" for (h, w), f in sizes.items()))
         (self.height, self.width), = sizes
         if bad := [p for r in self.rows if (p := _problem(folder, r, segments*frames_per_segment))]:
-            raise StreamError(bad[0] + (f" (and {len(bad)-1} more bad files; `check` lists them)" if len(bad) > 1 else ""))
+            raise StreamError(bad[0] + (f" (and {len(bad)-1} more)" if len(bad) > 1 else ""))
         self.labels, self.groups = [self.classes.index(r["label"]) for r in self.rows], [r["group"] for r in self.rows]
 
     def set_epoch(self, epoch:int): # counts from 0

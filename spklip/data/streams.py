@@ -30,7 +30,7 @@ def frame_bytes(
         raise StreamError(f"a frame cannot be {height} x {width}: height and width are positive numbers of pixels")
     return (int(height)*int(width) + 7)//8
 
-# %% ../../nbs/data/00_streams.ipynb #6d3799ef
+# %% ../../nbs/data/00_streams.ipynb #79dee619
 def count_frames(
     path,       # a `.dat` file
     height:int, # rows, pixels
@@ -39,7 +39,9 @@ def count_frames(
     """Frames in a recording, known from its size alone.
 
     Raises `StreamError` when the file is missing, a folder, unreadable, empty or no whole number of frames."""
-    step, path = frame_bytes(height, width), Path(path)
+    path = Path(path)
+    try: step = frame_bytes(height, width)
+    except StreamError as e: raise StreamError(f"{path}: {e}") from None
     if path.is_dir(): raise StreamError(f"{path}: a folder, expected a .dat file of {height} x {width} frames ({step:,} bytes each)")
     try: size = path.stat().st_size
     except OSError as e: raise StreamError(f"{path}: {e.strerror.lower()}, expected a .dat file of {height} x {width} frames ({step:,} bytes each)") from None
