@@ -25,15 +25,15 @@ def compiled(kernel): # a function of arrays and numbers
     "`kernel` as machine code that runs without Python's lock, or as it is where numba is missing."
     return kernel if njit is None else njit(nogil=True, cache=__name__ != "__main__")(kernel)
 
-# %% ../nbs/00_spike_camera.ipynb #ce517846
+# %% ../nbs/00_spike_camera.ipynb #87c54db2
 @compiled
 def step(charge, light, theta, fired):
     "A.8.2 for one frame of a block of pixels, all [P]; true if some light is negative or not finite."
-    wrong = False
+    wrong, kind = False, charge.dtype.type
     for p in range(len(charge)):
-        v = charge[p] + light[p]
+        v = kind(charge[p] + light[p])
         spike = v >= theta[p]
-        charge[p] = v - theta[p] if spike else v
+        charge[p] = kind(v - theta[p]) if spike else v
         fired[p] = spike
         wrong |= (light[p] < 0) | (light[p] - light[p] != 0)
     return wrong
@@ -45,12 +45,12 @@ def pack_bits(fired, out):
     eights = fired.view(np.uint64)
     for i in range(len(out)): out[i] = (eights[i]*np.uint64(0x0102040810204080)) >> np.uint64(56)
 
-# %% ../nbs/00_spike_camera.ipynb #a1f550b9
+# %% ../nbs/00_spike_camera.ipynb #12b0de6f
 def pack(
     spikes, # binary stream, uint8 or bool, array or tensor [...,H,W]
 ):          # bits, uint8 [...,ceil(H*W/8)], least significant first, zeros pad the frame's end
     "Eight pixels to a byte, the layout of a `.dat` file (A.8.2), on the device where `spikes` is."
-    flat = spikes.reshape(*spikes.shape[:-2], -1)
+    flat = spikes.reshape(*spikes.shape[:-2], math.prod(spikes.shape[-2:]))
     if not isinstance(spikes, Tensor): return np.packbits(flat, axis=-1, bitorder="little")
     if not flat.is_cuda: return torch.from_numpy(np.packbits(flat.numpy(), axis=-1, bitorder="little"))
     flat = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.shape[-1] % 8))
@@ -191,9 +191,9 @@ def disturb_torch(light, scale, gain, dark, std, key, frame):
     counters = torch.arange(frame*light.shape[1], (frame + len(light))*light.shape[1], device=light.device)
     return (q + q.sqrt()*std*normal_torch(key, counters).view_as(q)).clamp(min=0)
 
-# %% ../nbs/00_spike_camera.ipynb #6e392f04
+# %% ../nbs/00_spike_camera.ipynb #56b0a6ef
 def expose_torch(light, charge, theta, packed, out, *noise):
-    "`expose_ideal` on any device torch has: light and out are [T,M,F], charge (changed in place) and theta [M*F]."
+    "`expose_ideal`, or with noise `expose_noisy`, on any device torch has: light [T,...,H,W], charge and theta [P]."
     wrong = torch.zeros((), dtype=torch.bool, device=light.device)
     frame = noise[-1] if noise else 0
     for a in range(0, len(light), 64):  # a piece at a time bounds the memory
@@ -207,7 +207,7 @@ def expose_torch(light, charge, theta, packed, out, *noise):
             charge.copy_(torch.where(spike, charge - theta, charge))
             f.copy_(spike)
         fired = fired.view(light[a:a+64].shape)
-        out[a:a+64] = pack(fired[:,:,None]) if packed else fired
+        out[a:a+64] = pack(fired) if packed else fired
     return bool(wrong)
 
 # %% ../nbs/00_spike_camera.ipynb #1c8554c5
@@ -239,7 +239,7 @@ def first_charge(
     if not ((charge >= 0) & (charge < np.inf)).all(): raise ValueError("charge holds values that are negative or not finite")
     return np.rint(255*charge) if exact else charge
 
-# %% ../nbs/00_spike_camera.ipynb #772cc7a1
+# %% ../nbs/00_spike_camera.ipynb #cf00a88e
 def lay_out(
     intensity,              # the first chunk of light, [T,...,H,W]
     theta:float,            # threshold
@@ -254,7 +254,9 @@ def lay_out(
         a = np.broadcast_to(a, shape).astype(kind).ravel()
         return a if on_cpu(intensity) else torch.from_numpy(a).to(getattr(intensity, "device", "cpu"))
     start = first_charge(charge, shape, theta, exact, seed)
-    if exact: return spread(start, np.int64), spread(round(255*theta), np.int64), ()
+    if exact:  # a charge only grows while light is above theta, so from theta 1 on it stays below where it began, or theta
+        kind = np.int16 if theta >= 1 and max(255*theta, start.max(initial=0)) < 2**15 - 256 else np.int64
+        return spread(start, kind), spread(round(255*theta), kind), ()
     gain, dark, level = noise.pattern(*shape[-2:], theta) if noise else (1, 0, theta)
     if noise is None and not from_bytes: return spread(start), spread(level), ()
     key = np.random.SeedSequence((seed, 2)).generate_state(1, np.uint64)[0]
@@ -277,12 +279,12 @@ def integrate(
         bits = packed and pixels % 8 == 0  # where frames end inside a byte, bits are made from spikes
         out = np.empty((n, len(charge)//8 if bits else len(charge)), np.uint8)
         wrong = any(in_threads(expose_noisy if noise else expose_ideal, len(charge), light, charge, theta, bits, out, *noise))
-        out = out.reshape(*intensity.shape[:-2], -1) if bits else out.reshape(intensity.shape)
+        out = out.reshape((*intensity.shape[:-2], pixels//8) if bits else intensity.shape)
         if packed and not bits: out = pack(out)
         return torch.from_numpy(out) if isinstance(intensity, Tensor) else out, wrong
     light = torch.as_tensor(intensity).detach()
     out = torch.empty((*light.shape[:-2], -(-pixels//8)) if packed else light.shape, dtype=torch.uint8, device=light.device)
-    wrong = expose_torch(light.reshape(n, -1, pixels), charge, theta, packed, out.view(n, len(charge)//pixels, -1), *noise)
+    wrong = expose_torch(light, charge, theta, packed, out, *noise)
     return out if isinstance(intensity, Tensor) else out.numpy(), wrong
 
 # %% ../nbs/00_spike_camera.ipynb #d1db5b0c
@@ -403,7 +405,7 @@ def tfp_torch(spikes, back, ahead):
     total = torch.nn.functional.pad(spikes.cumsum(0, dtype=torch.int32), (0, 0, 1, 0))  # spikes before frame t
     return (total[end] - total[first])/(end - first)[:,None]
 
-# %% ../nbs/00_spike_camera.ipynb #771f2e1b
+# %% ../nbs/00_spike_camera.ipynb #4e07936d
 def tfp(
     spikes,         # uint8 0/1, array or tensor [T,...,H,W]
     t:int|None=None,# the moment, a frame number; None is every frame
@@ -411,19 +413,19 @@ def tfp(
 ):                  # firing rate, spikes per frame, float32 [...,H,W], or [T,...,H,W] for every frame
     "Texture from playback: the mean of the spikes in a window around a moment; raises `IndexError` outside the stream."
     if window < 1: raise ValueError(f"window is {window}: it has at least one frame")
-    back, ahead = window//2, window - window//2 - 1
+    back, ahead = window//2, min(window - window//2 - 1, len(spikes))
     if t is not None:
         part = spikes[window_of(t, len(spikes), back, ahead)]
         return part.mean(0, dtype=torch.float32) if isinstance(part, Tensor) else part.mean(0, dtype=np.float32)
     if not on_cpu(spikes):
         out = tfp_torch(torch.as_tensor(spikes).flatten(1), back, ahead).view(spikes.shape)
         return out if isinstance(spikes, Tensor) else out.numpy()
-    flat = np.ascontiguousarray(spikes).reshape(len(spikes), -1)
+    flat = np.ascontiguousarray(spikes).reshape(len(spikes), math.prod(spikes.shape[1:]))
     out = np.empty(flat.shape, np.float32)
     in_threads(tfp_kernel, flat.shape[1], flat, back, ahead, out)
     return (torch.from_numpy(out) if isinstance(spikes, Tensor) else out).reshape(spikes.shape)
 
-# %% ../nbs/00_spike_camera.ipynb #55e57257
+# %% ../nbs/00_spike_camera.ipynb #3cf1f2b1
 @compiled
 def tfi_kernel(first, end, spikes, max_window, missing, out):
     "Forward: frames since the last spike. Backward: frames until the next, and one over the sum."
@@ -443,7 +445,7 @@ def tfi_kernel(first, end, spikes, max_window, missing, out):
 
 def tfi_torch(spikes, max_window, missing, out):
     "`tfi_kernel` on any device torch has, for a stream [T,P]."
-    since = until = torch.full_like(out[0], math.inf)
+    since = until = torch.full(spikes.shape[1:], math.inf, device=spikes.device)
     for t in range(len(spikes)):
         since = torch.where(spikes[t] > 0, 0, since + 1)
         out[t] = since
@@ -452,7 +454,7 @@ def tfi_torch(spikes, max_window, missing, out):
         out[t] = torch.where(near, 1/(out[t] + until), missing)
         until = torch.where(spikes[t] > 0, 1, until + 1)
 
-# %% ../nbs/00_spike_camera.ipynb #b636aaa4
+# %% ../nbs/00_spike_camera.ipynb #19e1c18c
 def tfi(
     spikes,            # uint8 0/1, array or tensor [T,...,H,W]
     t:int|None=None,   # the moment, a frame number; None is every frame
@@ -468,7 +470,7 @@ def tfi(
         part = window_of(t, n, max_window - 1 + late, max_window - late)
         return tfi(spikes[part], None, max_window, missing, closed)[t - part.start]
     if on_cpu(spikes):
-        flat = np.ascontiguousarray(spikes).reshape(n, -1)
+        flat = np.ascontiguousarray(spikes).reshape(n, math.prod(spikes.shape[1:]))
         out = np.empty((n+late, flat.shape[1]), np.float32)
         in_threads(tfi_kernel, flat.shape[1], flat, np.float32(max_window), np.float32(missing), out[late:])
     else:
