@@ -115,7 +115,7 @@ def _problem(folder, row, need=1):
     if have != row["frames"]: return f"{Path(folder)/row['file']}: {have:,} frames, expected the {row['frames']:,} of its metadata"
     if have < need: return f"{Path(folder)/row['file']}: {have:,} frames, a clip needs {need:,}"
 
-# %% ../../nbs/data/01_datasets.ipynb #afe40c3f
+# %% ../../nbs/data/01_datasets.ipynb #8295b2a0
 class SpikeDataset(Dataset):
     "Packed clips of a folder's recordings, all of one size; every file's size is checked before the first is read."
     def __init__(self,
@@ -132,7 +132,7 @@ class SpikeDataset(Dataset):
         self.rows = [r for r in rows if split in (None, r["split"])]
         if not self.rows: raise StreamError(f"{self.folder/METADATA}: no clips of split {split!r}, it has {', '.join(sorted({r['split'] for r in rows}))}")
         sizes = {(r["height"], r["width"]): r["file"] for r in self.rows[::-1]}
-        if len(sizes) > 1: raise StreamError(f"{self.folder}: clips of several sizes cannot share a batch: " + ", ".join(f"{h} x {w} ({f})" for (h, w), f in sizes.items()))
+        if len(sizes) > 1: raise StreamError(f"{self.folder}: clips of several sizes cannot share a batch: " + ", ".join(f"{h} x {w} ({f})" for (h, w), f in sorted(sizes.items())))
         (self.height, self.width), = sizes
         if bad := [p for r in self.rows if (p := _problem(folder, r, segments*frames_per_segment))]:
             raise StreamError(bad[0] + (f" (and {len(bad)-1} more)" if len(bad) > 1 else ""))
