@@ -179,6 +179,14 @@ def test_pack_is_little_endian_and_reversible(spikes):
     assert (unpack(torch.from_numpy(bits), H, W).numpy() == spikes).all()
 
 
+def test_pack_in_torch(engine):
+    for W in (8, 13):
+        spikes = some_spikes((6, 2, 5, W))
+        bits = pack(torch.from_numpy(spikes))
+        assert bits.dtype == torch.uint8 and (bits.numpy() == pack(spikes)).all() and (pack(torch.from_numpy(spikes) > 0) == bits).all()
+        assert (unpack(bits, 5, W).numpy() == spikes).all() and unpack(bits, 5, W).dtype == torch.uint8
+
+
 # ---- TFP and TFI
 
 def tfp_by_definition(spikes, t, window):
