@@ -19,10 +19,10 @@ test: $(READY)  ## run the tests
 	@$(VENV)/bin/python -m pytest
 
 notebooks: $(READY)  ## run every notebook in place on its stored preset, then README.md
-	@$(VENV)/bin/python -m spklip.lab.notebooks rerun readme
+	@$(VENV)/bin/python -c "from spklip.lab.notebooks import *; rerun(); readme()"
 
 readme: $(READY)  ## write README.md from nbs/index.ipynb
-	@$(VENV)/bin/python -m spklip.lab.notebooks readme
+	@$(VENV)/bin/python -c "from spklip.lab.notebooks import *; print(readme())"
 
 clean:  ## forget cached runs and generated data (not the outputs)
 	rm -rf runs data

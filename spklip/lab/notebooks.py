@@ -51,7 +51,7 @@ def parameters_of(
         except (AttributeError, ValueError): raise ValueError(f"{path}: `{ast.unparse(line)}` is no `name = literal`") from None
     return found
 
-# %% ../../nbs/lab/00_notebooks.ipynb #9ea71e50
+# %% ../../nbs/lab/00_notebooks.ipynb #a2577faf
 def check_parameters(
     path:str|Path,   # a notebook
     parameters:dict, # name -> value, what a caller wants to set
@@ -71,6 +71,7 @@ def run_notebook(
     import papermill # here, because it takes a second to import
     check_parameters(path, parameters)
     out = Path(out); out.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found") # tqdm's, and stored with the path it is installed in
     shown = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if live else {}
     papermill.execute_notebook(str(path), str(out), parameters=parameters, cwd=str(root()), progress_bar=False,
                                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"], **shown) # else each run warns about TCP
@@ -129,12 +130,12 @@ def problems(
     if str(root()) in Path(path).read_text(): found.append("names a folder of this machine")
     return found
 
-# %% ../../nbs/lab/00_notebooks.ipynb #64f52532
+# %% ../../nbs/lab/00_notebooks.ipynb #1f9389ce
 def rerun(
     *paths, # notebooks; all of them when none is given
 ) -> None:
     "Run notebooks in place with the values stored in them, then clean them as nbdev does. One line each."
-    for path in map(Path, paths or notebooks()):
+    for path in map(Path, paths or sorted(notebooks(), key=lambda p: p.stem == "index")): # the index shows the others' results
         start, out = time.time(), path.with_name(f".{path.name}")
         print(f"{path.relative_to(root())} ...", end=" ", flush=True)
         try: run_notebook(path, out); os.replace(out, path)

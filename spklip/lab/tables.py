@@ -31,10 +31,10 @@ def verdict(
     if tolerance is None: raise ValueError("a comparison with the paper needs a tolerance")
     return "reproduced" if abs(ours - paper) <= tolerance else "contradicted"
 
-# %% ../../nbs/lab/02_tables.ipynb #25942ec9
+# %% ../../nbs/lab/02_tables.ipynb #acfe858f
 def row(
     what:str,                    # what is measured: "SPKLIP, top-1"
-    ours:list|float|None = None, # our values, one a seed; None: not measured
+    ours:list|float|None = None, # our values, one a seed, in `unit`; None: not measured
     paper:Number|None = None,    # the paper's, from spklip.lab.paper
     data:str = "",               # what ours was measured on
     unit:str = "",               # of both; the paper's when there is one
