@@ -57,7 +57,7 @@ def test_an_actor_keeps_build_and_clothes():
 
 
 def test_firing_rate_is_that_of_the_paper():
-    bits = render(replace(CONFIG, seed=3), range(128))
+    bits = render(replace(CONFIG, seed=3), range(96))
     rate = unpack(bits, 32, 40).double().mean().item()
     assert abs(rate/.0576 - 1) < .05
 
@@ -155,3 +155,9 @@ def test_impossible_settings_are_refused(bad):
 def test_clips_outside_the_set_are_refused():
     with pytest.raises(IndexError, match="4160"): describe(CONFIG, 4160)
     with pytest.raises(IndexError): render(CONFIG, [-1])
+
+
+def test_a_frame_does_not_depend_on_the_others_drawn():
+    shot = take(CONFIG, 23)
+    every, few = clip_index(shot.frames)[:50], clip_index(shot.frames)[:50:7]
+    assert (draw(CONFIG, 23, every)[::7] - draw(CONFIG, 23, few)).abs().max() < 1e-5

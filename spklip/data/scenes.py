@@ -286,7 +286,7 @@ def rotate(v, angle, i, j): # v [T,...,3]; angle [T] or float, degrees; axis i t
     out[..., i], out[..., j] = c*v[..., i] - s*v[..., j], s*v[..., i] + c*v[..., j]
     return out
 
-# %% ../../nbs/data/02_scenes.ipynb #8320ed41
+# %% ../../nbs/data/02_scenes.ipynb #1d33000a
 def skeleton(
     pose:dict,  # what an action returned
     body:dict,  # what `actor` returned
@@ -296,7 +296,7 @@ def skeleton(
     p = {name: np.zeros((n, 3)) for name in POINTS}
     def bone(swing, out, length, side):
         a, o = np.radians(swing), np.radians(out)
-        return length*np.stack(np.broadcast_arrays(np.sin(a)*np.cos(o), -np.cos(a)*np.cos(o), side*np.sin(o), np.zeros(n)), -1)[:, :3]
+        return length*np.stack(np.broadcast_arrays(np.sin(a)*np.cos(o), -np.cos(a)*np.cos(o), side*np.sin(o), np.zeros(n))[:3], -1)
     def upper(v): return rotate(rotate(v, pose.get("twist", 0), 0, 2), pose.get("lean", 0), 1, 0)
     p["neck"] = upper(np.tile([0, body["trunk"], 0], (n, 1)))
     p["head"] = p["neck"] + upper(np.tile([.01, .095, 0], (n, 1)))
@@ -310,7 +310,7 @@ def skeleton(
         p[f"{name}_hip"] = np.tile([0, 0, side*body["hips"]], (n, 1))
         p[f"{name}_knee"] = p[f"{name}_hip"] + bone(s1, o1, body["thigh"], side)
         p[f"{name}_foot"] = p[f"{name}_knee"] + bone(s2, o2, body["shin"], side)
-        p[f"{name}_toe"] = p[f"{name}_foot"] + bone(s2 + 80, o2*0, .06, side)
+        p[f"{name}_toe"] = p[f"{name}_foot"] + bone(s2 + 80, 0, .06, side)
     return np.stack([p[name] for name in POINTS], 1)
 
 # %% ../../nbs/data/02_scenes.ipynb #eadec6b8
@@ -432,7 +432,7 @@ def timing(
     low, high = shot.action.cycles
     return shot.start + (low + (high - low)*shot.speed)*seconds*u
 
-# %% ../../nbs/data/02_scenes.ipynb #6ba6cec2
+# %% ../../nbs/data/02_scenes.ipynb #711a416f
 def actor_capsules(
     shot:Take,    # the clip's choices
     u:np.ndarray, # moments, 0 to 1, [T]
@@ -450,9 +450,10 @@ def actor_capsules(
     for p, q, r in THINGS[a.props](points, np.sign(np.cos(np.radians(shot.yaw))), t):
         start, stop = np.concatenate([start, p[:, None]], 1), np.concatenate([stop, q[:, None]], 1)
         radius, shade = np.append(radius, r), np.append(shade, .12 if body["dark"] else .8)
-    direction = heading(shot)
-    shift = np.zeros((len(u), 1, 3)); shift[:, 0, 0] = direction*a.travel*(.45 + .35*shot.speed)*(u - .5)
-    return start + shift, stop + shift, radius, shade
+    way = heading(shot)*a.travel*(.45 + .35*shot.speed)*(u - .5)
+    start[..., 0] += way[:, None]
+    stop[..., 0] += way[:, None]
+    return start, stop, radius, shade
 
 def heading(shot:Take) -> int: # 1 to the right, -1 to the left
     "Which way a person who gets somewhere goes: ahead, and sideways in a cartwheel."
@@ -465,24 +466,29 @@ def mirrored(pose:dict) -> dict:
     out = {(swap[k.split("_")[0]] + "_" + k.split("_")[1] if "_" in k else k): v for k, v in pose.items()}
     return {k: -v if k in ("roll", "twist", "yaw") else v for k, v in out.items()}
 
-# %% ../../nbs/data/02_scenes.ipynb #56900542
+# %% ../../nbs/data/02_scenes.ipynb #57c1444a
+def framing(config, shot): # -> scale, x of the actor's origin; both in frame heights
+    "Where the camera stands: near, but all of the action in sight."
+    start, stop, radius, _ = actor_capsules(shot, np.linspace(0, 1, 61))
+    n = len(BONES) if "ball" in shot.action.props else len(radius)
+    both, radius, aspect = np.stack([start, stop])[:, :, :n], radius[:n], config.width/config.height
+    low, high, top = (both[..., 0] - radius).min(), (both[..., 0] + radius).max(), (both[..., 1] + radius).max()
+    scale = min(shot.size, (shot.ground - .03)/top, (aspect - .06)/(high - low))
+    free = max(0, aspect - (high - low)*scale - .04)
+    return scale, .5*(aspect - (low + high)*scale + free*shot.x)
+
+# %% ../../nbs/data/02_scenes.ipynb #74c4f6ca
 def frame_capsules(
     config:SpikeActions, # for the frame's size
     shot:Take,           # the clip's choices
     u:np.ndarray,        # moments, 0 to 1, [T]
-) -> tuple:              # ends [2,T,K,2] pixels, radii [T,K] pixels, shades [T,K]; the farthest first
-    "Capsules in pixels, in the order in which they are to be painted."
+) -> tuple:              # ends [2,T,K,2] and radii [K] in pixels, shades [T,K], depth [T,K] (near is more)
+    "Capsules in pixels; what is near is a little brighter."
     start, stop, radius, shade = actor_capsules(shot, u)
+    scale, x = framing(config, shot)
     both = np.stack([start, stop])
-    seen = both[:, :, :len(BONES)] if shot.action.props.endswith(("thrown ball", "kicked ball")) else both
-    r = radius[:seen.shape[2]]
-    low, high, top = (seen[..., 0] - r).min(), (seen[..., 0] + r).max(), (seen[..., 1] + r).max()
-    aspect = config.width/config.height
-    scale = min(shot.size, (shot.ground - .03)/top, (aspect - .06)/(high - low))
-    free = max(0, aspect - (high - low)*scale - .04)
-    x = .5*aspect - .5*(low + high)*scale + .5*free*shot.x
     ends = np.stack([x + both[..., 0]*scale, shot.ground - both[..., 1]*scale], -1)*config.height
-    depth = np.clip(.5*(start[..., 2] + stop[..., 2]), -.3, .3)
+    depth = both[..., 2].mean(0).clip(-.3, .3)
     return ends, radius*scale*config.height, shade*(1 + .35*depth) + .04*depth, depth
 
 # %% ../../nbs/data/02_scenes.ipynb #53ae15bf
@@ -563,24 +569,29 @@ def few_threads(f): # a function of a configuration and more
         finally: torch.set_num_threads(threads)
     return alone
 
-# %% ../../nbs/data/02_scenes.ipynb #a934c198
+# %% ../../nbs/data/02_scenes.ipynb #26bddf4c
+def scene(config, shot, frames, device): # -> light before exposure, [T,H,W]
+    "Background, person, then what a codec leaves."
+    u = frames/shot.frames
+    rows, columns = (torch.tensor(m, dtype=torch.float32, device=device) for m in background(config, shot, u))
+    image = paint(rows @ columns, *frame_capsules(config, shot, u))
+    blocks = torch.tensor(block_noise(config, shot), dtype=torch.float32, device=device)
+    return image.add_(blocks[torch.as_tensor((u*len(blocks)).astype(int), device=device)])
+
+# %% ../../nbs/data/02_scenes.ipynb #c31e531c
 @few_threads
 def draw(
     config:SpikeActions, # the data set
     index:int,           # of the clip
-    frames=None,         # frame numbers of the recording, [T]; None: the 250 the model reads
+    frames=None,         # frame numbers of the recording, increasing, [T]; None: the 250 the model reads
     device="cpu",        # where to paint
 ) -> Tensor:             # intensity, float32 [T,H,W]
-    "One clip's light at the exact time of each frame."
+    "One clip's light at the exact time of each frame, exposed so that the clip's firing rate is the wanted one times its light."
     shot = take(config, index)
-    frames = clip_index(shot.frames) if frames is None else np.asarray(frames)
-    u = frames/shot.frames
-    rows, columns = (torch.tensor(m, dtype=torch.float32, device=device) for m in background(config, shot, u))
-    blocks = torch.tensor(block_noise(config, shot), dtype=torch.float32, device=device)
-    image = paint(rows @ columns, *frame_capsules(config, shot, u))
-    image += blocks[torch.as_tensor((u*len(blocks)).astype(int), device=device)]
-    exposure = config.theta*config.firing_rate*shot.light/float(image.mean(dtype=torch.float64))
-    return image.mul_(round(exposure, 3)).clamp_(0, 1)  # rounded, for a sum's last digits depend on the number of threads
+    read = clip_index(shot.frames)
+    mean = scene(config, shot, read[::10], device).mean(dtype=torch.float64).item()
+    exposure = round(config.theta*config.firing_rate*shot.light/mean, 3)  # rounded, for a sum's last digits depend on the number of threads
+    return scene(config, shot, read if frames is None else np.asarray(frames), device).mul_(exposure).clamp_(0, 1)
 
 # %% ../../nbs/data/02_scenes.ipynb #4050ba35
 def block_noise(config, shot, groups=8): # -> [groups,H,W]
@@ -650,8 +661,8 @@ def caption(
     pan = f" while the camera pans {'right' if shot.pan > 0 else 'left'}" if abs(shot.pan) > .15 and rng.random() < .7 else ""
     return f"{who} {doing}{where}{light if rng.random() < .7 else ''}{pan}".rstrip(",")
 
-# %% ../../nbs/data/02_scenes.ipynb #49a5760b
-VERSION = 4  # counts up whenever the same settings would draw other clips
+# %% ../../nbs/data/02_scenes.ipynb #899c5cfc
+VERSION = 5  # counts up whenever the same settings would draw other clips
 
 def fingerprint(config:SpikeActions) -> str:
     "Sixteen hexadecimal digits that change with any setting and with the drawing itself."
