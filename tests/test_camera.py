@@ -334,21 +334,18 @@ def test_speed():
             charge -= theta*out[t]
         return out
 
-    def seconds(work):
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-        return sorted(times)[2]
-
     light = np.resize(light_of("float32", (200, 240, 320), most=1.0), (2000, 240, 320))
     as_bytes = (255*light).astype(np.uint8)
     spikes = simulate(light)
     simulate(as_bytes[:1], packed=True), tfp(spikes[:1]), tfi(spikes[:1])  # compile
-    took = {name: seconds(work) for name, work in dict(
-        loop=lambda: loop(light), floats=lambda: simulate(light), bits=lambda: simulate(as_bytes, packed=True),
-        tfp=lambda: tfp(spikes), tfi=lambda: tfi(spikes)).items()}
+    works = dict(loop=lambda: loop(light), floats=lambda: simulate(light), bits=lambda: simulate(as_bytes, packed=True),
+                 tfp=lambda: tfp(spikes), tfi=lambda: tfi(spikes))
+    took = dict.fromkeys(works, np.inf)
+    for _ in range(7):  # turn by turn, the best of each: what else runs on the machine disturbs all of them alike
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            took[name] = min(took[name], time.perf_counter() - start)
     print({name: f"{2000/s:,.0f} frames/s, {took['loop']/s:.1f} x the loop" for name, s in took.items()})
     assert took["loop"]/took["floats"] > 3 and took["loop"]/took["bits"] > 8
     assert took["tfi"]/2000 < 0.8e-3 and took["tfp"]/2000 < 0.4e-3
