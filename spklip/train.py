@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'mirrored', 'augment', 'learning_rate',
            'make_optimizer', 'has_bf16', 'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'save_epoch',
-           'load_epoch', 'new_model', 'fit']
+           'load_epoch', 'new_model', 'hold_out', 'fit']
 
-# %% ../nbs/04_train.ipynb #162b82e5
+# %% ../nbs/04_train.ipynb #a07671f0
+import copy
 import json
 import math
 import random
@@ -33,7 +34,7 @@ from .hsfe import HSFEConfig
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece
 
-# %% ../nbs/04_train.ipynb #7b15f73f
+# %% ../nbs/04_train.ipynb #005eaa98
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train; the defaults are the paper's where it states one (section 4.1)."
@@ -47,6 +48,7 @@ class TrainConfig:
     prompts:float = 0.5             # share of clips that are shown with their class's sentence instead of their caption
     shift:float = 0.1               # augmentation: largest shift, as a share of the frame
     flip:float = 0.5                # augmentation: share of clips that are mirrored, left and right changed in their caption too
+    hold_out:float = 0.05           # share of the training clips that are kept back: what a random split would test on
     bf16:bool = True                # where the device computes in it
     workers:int = 0                 # processes that read clips
 
@@ -168,7 +170,7 @@ def train_epoch(
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
 
-# %% ../nbs/04_train.ipynb #e3067e13
+# %% ../nbs/04_train.ipynb #063decb7
 @dataclass(frozen=True)
 class Evaluation:
     "What a model says of a set of clips."
@@ -181,17 +183,20 @@ class Evaluation:
         best = self.similarity.topk(min(k, len(self.classes))).indices
         return (best == self.labels[:, None]).any(1).float().mean().item()
 
-    def in_batch(self, size:int=8, seed:int=0) -> float: # share of clips that choose their own class's sentence in a batch
+    def in_batch(self, size:int=8, seed:int=0) -> tuple: # share of clips that choose their class's sentence, and what chance would
         "Accuracy inside random batches, the protocol of the released code: wrong sentences are those of the batch alone."
-        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
-        hits = [self.labels[b][self.similarity[b][:, self.labels[b]].argmax(1)] == self.labels[b] for b in order.split(size)]
-        return torch.cat(hits).float().mean().item()
+        batches = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed)).split(size)
+        right = [self.labels[b] == self.labels[b][:, None] for b in batches]
+        hits = [r.gather(1, self.similarity[b][:, self.labels[b]].argmax(1, keepdim=True)) for r, b in zip(right, batches)]
+        return torch.cat(hits).float().mean().item(), torch.cat([r.float().mean(1) for r in right]).mean().item()
 
     def confusion(self) -> Tensor: # clips by true class (row) and answer (column), [K,K]
         return multiclass_confusion_matrix(self.similarity.argmax(1), self.labels, len(self.classes))
 
     def metrics(self) -> dict:
-        return dict(top1=self.top(1), top5=self.top(5), in_batch=self.in_batch(), chance=1/len(self.classes), clips=len(self.labels))
+        in_batch, lucky = self.in_batch()
+        return dict(top1=self.top(1), top5=self.top(5), in_batch=in_batch, chance=1/len(self.classes), in_batch_chance=lucky,
+                    clips=len(self.labels))
 
 @torch.no_grad()
 def evaluate(
@@ -205,13 +210,13 @@ def evaluate(
     clips = torch.cat([model.encode_video(b["packed"]) for b in DataLoader(dataset, batch_size)])
     return Evaluation((clips @ sentences.T).cpu(), torch.tensor(dataset.labels), clips.cpu(), dataset.classes)
 
-# %% ../nbs/04_train.ipynb #1f648b41
+# %% ../nbs/04_train.ipynb #8c9e8c64
 def save_epoch(folder:Path, model:SPKLIP, optimizer, history:list) -> None:
     "Write `epoch-NNN`, whole or not at all, then drop the epochs before it."
     target, part = folder/f"epoch-{len(history):03d}", folder/"epoch.part"
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
-    save_file({f"{i}.{k}": v for i, state in optimizer.state_dict()["state"].items() for k, v in state.items()}, part/"optimizer.safetensors")
+    save_file({f"{i}.{k}": v.contiguous() for i, state in optimizer.state_dict()["state"].items() for k, v in state.items()}, part/"optimizer.safetensors")
     (part/"history.json").write_text(json.dumps(history, indent=1) + "\n")
     part.rename(target)
     for old in folder.glob("epoch-*"):
@@ -238,7 +243,21 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
     captions = [s for r in dataset.rows for s in (r["caption"], mirrored(r["caption"]))]
     return SPKLIP(config, learn_wordpiece(captions + dataset.prompts, config.text.vocab_size))
 
-# %% ../nbs/04_train.ipynb #7abc1555
+# %% ../nbs/04_train.ipynb #4d93f44a
+def hold_out(
+    dataset:SpikeDataset, # the training split
+    share:float,          # of its clips, kept back
+) -> tuple:               # what to train on, and what is kept back: unseen clips of seen groups
+    "Split clips at random, whatever their group; the same way every time."
+    order = np.random.default_rng(0).permutation(len(dataset))
+    parts = []
+    for chosen in (order[round(share*len(order)):], order[:round(share*len(order))]):
+        part = copy.copy(dataset)
+        for name in ("rows", "labels", "groups"): setattr(part, name, [getattr(dataset, name)[i] for i in sorted(chosen)])
+        parts.append(part)
+    return tuple(parts)
+
+# %% ../nbs/04_train.ipynb #e3d1df86
 def fit(
     preset:Preset,              # sizes
     data:str|Path,              # folder of a data set
@@ -252,7 +271,8 @@ def fit(
     config, folder = preset.train, Path(folder); folder.mkdir(parents=True, exist_ok=True)
     if (folder/"model"/"history.json").exists(): return folder/"model"
     accelerator = Accelerator(cpu=(device == "cpu"))
-    train, validation = SpikeDataset(data, "train", jitter=True, seed=seed), SpikeDataset(data, "validation")
+    train, _ = hold_out(SpikeDataset(data, "train", jitter=True, seed=seed), config.hold_out)
+    validation = SpikeDataset(data, "validation")
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=train.height, width=train.width), train, start).to(accelerator.device)
     loader = DataLoader(train, config.batch_size, shuffle=True, drop_last=len(train) >= config.batch_size, num_workers=config.workers)
