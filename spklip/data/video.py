@@ -306,12 +306,12 @@ def silhouette_view(
     light = rng.uniform(0.7, 1)
     return np.round(255*light*np.clip(ground*(1 - body) + np.clip(level + away, 0, 1)*body, 0, 1)).astype(np.uint8)
 
-# %% ../../nbs/data/03_video.ipynb #64eada5c
+# %% ../../nbs/data/03_video.ipynb #9c45cda2
 def weizmann(
     npz,                # silhouettes.npz: `actor_action` -> packed masks
     copies:int=24,      # renderings of each training clip
     held_copies:int=1,  # renderings of each validation and test clip
-    seconds:float=1.6,  # of video in a clip
+    seconds:float=1.12, # of video in a clip: the shortest has 28 frames, so no clip plays slower than another
     seed:int=0,         # of the split of actors (5 train, 1 validation, 3 test) and of all draws
 ) -> list[VideoClip]:   # for `convert`
     "The Weizmann actions, whole and with unseen actors in the test."
