@@ -1,8 +1,10 @@
 "The spklip command: help, numbers, pictures, and errors of one line with exit code 2."
 import argparse, json, shlex, subprocess, sys
+from dataclasses import replace
 import numpy as np, pytest
 from PIL import Image
 from spklip.data.streams import write_dat
+from spklip import train
 from spklip.lab import cli
 
 COMMANDS = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -93,6 +95,7 @@ SIZE = "--height", "6", "--width", "7"
     (("evaluate", "--data", ".", "--model", "nowhere"), "metadata.jsonl"),
     (("classify", "clip.dat", *SIZE, "--labels", "one"), "two sentences or more"),
     (("classify", "clip.dat", *SIZE, "--labels", "a,b", "--model", "nowhere"), "nowhere: no model here"),
+    (("reproduce", "--data", "nowhere"), "nowhere"),
     (("reproduce", "--preset", "huge"), "invalid choice: 'huge'"),
     (("reproduce", "--seeds", "0"), "'0' is no whole number of 1 or more"),
     (("frobnicate",), "invalid choice: 'frobnicate'"),
@@ -115,8 +118,11 @@ def test_ctrl_c(dat, capsys, monkeypatch):
     assert "the same command goes on" in capsys.readouterr().err
 
 def test_a_model_the_whole_way(tmp_path, monkeypatch, capsys):
-    "data, train, evaluate, classify on the smoke preset; training again finds the model there."
+    "data, train, evaluate, classify on a preset smaller than smoke; training again finds the model there."
     monkeypatch.chdir(tmp_path)
+    smoke = train.preset_of("smoke")
+    tiny = replace(smoke, scenes=replace(smoke.scenes, train=8, validation=4, test=4), train=replace(smoke.train, epochs=1, batch_size=4))
+    monkeypatch.setattr(train, "preset_of", {"smoke": tiny}.get)
     assert cli.main("data spike-actions clips --preset smoke".split()) == 0
     assert cli.main("train --preset smoke --data clips --out run".split()) == 0
     capsys.readouterr()

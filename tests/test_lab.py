@@ -122,14 +122,14 @@ def test_the_papers_numbers_add_up():
 @pytest.fixture
 def project(tmp_path):
     (tmp_path/"spklip").mkdir(); (tmp_path/"settings.ini").touch()
-    write(tmp_path/"nbs"/"04_train.ipynb", 'preset = "smoke"\ndata = ""\nseeds = 1\nwait = 0', "from pathlib import Path", "import os, time",
+    write(tmp_path/"nbs"/"04_train.ipynb", 'preset = "smoke"\ndata = ""\nseeds = 1', "from pathlib import Path", "import os, time",
           "(Path('outputs')/preset/'tables').mkdir(parents=True); (Path('outputs')/preset/'tables'/'one.md').write_text(str(seeds))\n"
-          "print('kernel', os.getpid(), flush=True)\nif data: time.sleep(60)")
+          "print('kernel', os.getpid(), flush=True)\nif os.environ.get('WAIT'): time.sleep(60)")
     return tmp_path
 
-def spklip(project, *words):
+def spklip(project, *words, **environment):
     return subprocess.Popen([sys.executable, "-c", "import sys; from spklip.lab.cli import main; sys.exit(main())", *words], cwd=project, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment | {"PYTHONPATH": str(ROOT)})
 
 def test_reproduce(project):
     process = spklip(project, "reproduce", "--preset", "laptop", "--seeds", "3")
@@ -139,7 +139,7 @@ def test_reproduce(project):
     assert (project/"outputs"/"laptop"/"tables"/"one.md").read_text() == "3"
 
 def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(project):
-    process = spklip(project, "reproduce", "--preset", "smoke", "--data", "wait")
+    process = spklip(project, "reproduce", "--preset", "smoke", WAIT="1")
     kernel = next(int(line.split()[1]) for line in process.stdout if line.startswith("kernel"))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)

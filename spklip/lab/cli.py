@@ -189,17 +189,21 @@ def classify(args) -> None:
     found = model.classify(clip[None], labels)[0].tolist()
     for p, label in sorted(zip(found, labels), reverse=True): print(f"{p:6.1%}  {label}")
 
-# %% ../../nbs/lab/04_cli.ipynb #49b9da4d
+# %% ../../nbs/lab/04_cli.ipynb #3696122e
 def reproduce(args) -> None:
     "spklip reproduce: run the main notebook, which makes its data set and trains, and say where the results are."
-    from spklip.lab.notebooks import parameters_of, root, run_notebook
-    notebook, out = root()/"nbs"/"04_train.ipynb", root()/"outputs"/args.preset
-    known = parameters_of(notebook)
-    values = {"preset": args.preset, "seeds": args.seeds, "data": args.data or ""}
-    print(f"reproduce: {notebook.relative_to(root())}, preset {args.preset}, {args.seeds} seed{'s'[:args.seeds > 1]}", flush=True)
-    run_notebook(notebook, out/"notebooks"/notebook.name, live=True, **{k: v for k, v in values.items() if k in known})
-    shown = [p for kind in ("tables/*.md", "figures/*.png", "notebooks/04_train.ipynb", "manifest.json") for p in sorted(out.glob(kind))]
-    print("\nresults:\n" + "\n".join(f"  {p.relative_to(root())}" for p in shown))
+    from spklip.lab.notebooks import root, run_notebook
+    top, values, name = root(), {"preset": args.preset, "seeds": args.seeds}, ""
+    if args.data:
+        from spklip.data.datasets import read_metadata
+        folder = Path(args.data).resolve(); read_metadata(folder) # now, not in the notebook's fifth cell
+        name = folder.name
+        values |= {"data": str(folder.relative_to(top) if folder.is_relative_to(top) else folder), "name": name}
+    notebook, out = top/"nbs"/"04_train.ipynb", top/"outputs"/args.preset
+    print(f"reproduce: {notebook.relative_to(top)}, preset {args.preset}, {args.seeds} seed{'s'[:args.seeds > 1]}", flush=True)
+    run_notebook(notebook, out/"notebooks"/f"04_train{name and '_' + name}.ipynb", live=True, **values)
+    shown = [p for kind in ("tables/*.md", "figures/*.png", "notebooks/*.ipynb", "manifest.json") for p in sorted(out.glob(kind))]
+    print("\nresults:\n" + "\n".join(f"  {p.relative_to(top)}" for p in shown))
 
 # %% ../../nbs/lab/04_cli.ipynb #4f25ffae
 class Parser(argparse.ArgumentParser):
