@@ -270,11 +270,10 @@ def _background(rng, h, w):
     else: pattern = (0*x, np.sign(np.sin(2*np.pi*x/period)), np.sign(np.sin(2*np.pi*x/period)*np.sin(2*np.pi*y/period)))[kind]
     return np.clip(level + contrast*pattern, 0, 1), level
 
-# %% ../../nbs/data/03_video.ipynb #cc97e14f
-def _camera_path(mask, rng, height, width):
-    "The box to look at, [T] each: the person fills 65 to 90 % of its height, and it follows them, more or less."
-    rows, columns = mask.any((0, 2)).nonzero()[0], mask.sum(1, dtype=np.float32)
-    low, high = rows[[0, -1]]
+# %% ../../nbs/data/03_video.ipynb #476becd4
+def _camera_path(mask, rows, rng, height, width):
+    "The box to look at, [T] each: `rows`, all the clip's person reaches, fill 65 to 90 % of its height; it follows the person, more or less."
+    columns, (low, high) = mask.sum(1, dtype=np.float32), rows[[0, -1]]
     tall = (high + 1 - low)/rng.uniform(0.65, 0.9)
     broad = tall*width/height
     centre = (columns*np.arange(mask.shape[2])).sum(1)/columns.sum(1).clip(1)
@@ -282,7 +281,7 @@ def _camera_path(mask, rng, height, width):
     look = centre.mean() + rng.uniform(0.7, 1)*(line - centre.mean()) + rng.uniform(-0.1, 0.1)*broad
     return low - (tall - (high + 1 - low))*rng.uniform(0.3, 0.8), look - broad/2, tall, broad
 
-# %% ../../nbs/data/03_video.ipynb #9cf85051
+# %% ../../nbs/data/03_video.ipynb #5eb5e70c
 def silhouette_view(
     height:int,         # pixels
     width:int,          # pixels
@@ -295,9 +294,10 @@ def silhouette_view(
     "A silhouette clip with a drawn body before a drawn background, seen by a drawn camera."
     rng = np.random.default_rng([seed, zlib.crc32(key.encode()), copy])
     mask = _silhouettes(npz, key)
+    rows = mask.any((0, 2)).nonzero()[0]
     mask = mask[window(len(mask), 25, seconds, rng.uniform() if copy else 0.5)]
     if rng.integers(2): mask = mask[..., ::-1]
-    top, left, tall, broad = _camera_path(mask, rng, height, width)
+    top, left, tall, broad = _camera_path(mask, rows, rng, height, width)
     body = resample(mask, height, width, (top, left, tall, broad), hold=False)
     scene, level = _background(rng, 240, 720)
     drift = rng.choice([0, 0, 1])*rng.uniform(-1.5, 1.5)*np.arange(len(mask))
