@@ -39,7 +39,7 @@ def test_run_sets_parameters_and_leaves_no_trace(tmp_path):
 def test_failing_cell_raises(tmp_path):
     with pytest.raises(Exception, match="no light") as failed:
         notebooks.run_notebook(write(tmp_path/"n.ipynb", "a = 1", "raise ValueError('no light')"), tmp_path/"out.ipynb")
-    assert cli.one_line(failed.value).startswith("a cell failed: ValueError: no light")
+    assert cli.one_line(failed.value).startswith("cell [2] failed: ValueError no light")
 
 def test_problems_are_seen(tmp_path):
     path = write(tmp_path/"n.ipynb", "a = 1", "import os\nx = 2", "#| export\n" + "y = 1\n"*50, f"where = '{ROOT}'")

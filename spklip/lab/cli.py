@@ -303,13 +303,15 @@ def parser() -> Parser:
     looking(commands); making(commands); asking(commands)
     return top
 
-# %% ../../nbs/lab/04_cli.ipynb #29611fac
+# %% ../../nbs/lab/04_cli.ipynb #a2bb85da
 def one_line(
     error:BaseException,
 ) -> str:
     "An error as one line; its kind is said when its text alone would not make sense."
-    text = " ".join(str(getattr(error, "evalue", None) or error).split())
-    if type(error).__name__ == "PapermillExecutionError": return f"a cell failed: {error.ename}: {text}; the notebook beside the results shows where"
+    if type(error).__name__ == "PapermillExecutionError":
+        said = " ".join(f"{error.ename} {error.evalue}".split())
+        return f"cell [{error.exec_count}] failed: {said}; the executed notebook, outputs/<preset>/notebooks, shows where"
+    text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror: return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror
     return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
