@@ -36,7 +36,7 @@ class STARNetConfig:
     def channels(self) -> int: # channels that reach attention pooling (2048 in the paper)
         return 4*self.width*2**(len(self.layers) - 1)
 
-# %% ../nbs/02_star_net.ipynb #fab66c6f
+# %% ../nbs/02_star_net.ipynb #5bcd90b3
 def conv_norm(n_in:int, n_out:int, kernel:int, stride:int=1) -> nn.Sequential:
     "A convolution without bias and its batch normalisation."
     return nn.Sequential(nn.Conv2d(n_in, n_out, kernel, stride, kernel//2, bias=False), nn.BatchNorm2d(n_out))
@@ -52,7 +52,6 @@ class Bottleneck(nn.Module):
         self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.shortcut = (nn.Sequential(self.pool, conv_norm(n_in, n_out, 1)) if stride > 1 or n_in != n_out
                          else nn.Identity())
-        nn.init.zeros_(self.expand[1].weight) # a block starts as its shortcut
 
     def forward(self, x:Tensor) -> Tensor: # [n,C,h,w] -> [n,4*planes,h/stride,w/stride]
         y = F.relu_(self.spatial(F.relu_(self.reduce(x))))
@@ -117,13 +116,13 @@ class MAPResNet(nn.Module):
     def forward(self, x:Tensor) -> Tensor: # [n,m,H,W] -> [n,D]
         return self.pool(self.maps(x))
 
-# %% ../nbs/02_star_net.ipynb #d365b720
+# %% ../nbs/02_star_net.ipynb #cdb9ff18
 class TemporalTransformer(nn.Module):
     "Self-attention across the N sub-blocks with learnt positions, then their mean (eq. 4 and 5)."
     def __init__(self, config:STARNetConfig):
         super().__init__()
         dim = config.embed_dim
-        self.positions = nn.Parameter(0.02*torch.randn(config.max_blocks, dim))
+        self.unit, self.positions = nn.LayerNorm(dim), nn.Parameter(0.5*torch.randn(config.max_blocks, dim))
         self.layers = nn.ModuleList(nn.TransformerEncoderLayer(dim, config.temporal_heads, 4*dim, config.dropout, "gelu",
                                                                batch_first=True, norm_first=True)
                                     for _ in range(config.temporal_layers))
@@ -132,7 +131,7 @@ class TemporalTransformer(nn.Module):
     def features(self, blocks:Tensor) -> Tensor: # [B,N,D] -> [B,N,D]
         if blocks.shape[1] > len(self.positions):
             raise ValueError(f"{blocks.shape[1]} sub-blocks, but positions for {len(self.positions)}: raise max_blocks")
-        x = blocks + self.positions[:blocks.shape[1]]
+        x = self.unit(blocks) + self.positions[:blocks.shape[1]]
         for layer in self.layers: x = layer(x)
         return self.norm(x)
 

@@ -63,19 +63,19 @@ class Preset:
     model:SPKLIPConfig = field(default_factory=SPKLIPConfig)
     train:TrainConfig = field(default_factory=TrainConfig)
 
-# %% ../nbs/04_train.ipynb #5f9c5d82
+# %% ../nbs/04_train.ipynb #7ead04d3
 def small_text(hidden:int=128) -> TextConfig:
     return TextConfig(vocab_size=1024, hidden=hidden, layers=2, heads=4, intermediate=2*hidden)
 
 def presets() -> dict: # name -> Preset
     "The four sizes."
     thin = SPKLIPConfig(HSFEConfig(channel_step=9, filters=8, tower_blocks=0),
-                        STARNetConfig(16, (1, 1, 1, 1), 2, 4, (2, 3), 128, 2, 4, dropout=0.1), small_text(), 32, 40)
+                        STARNetConfig(32, (1, 1, 1), 4, 4, (2, 3), 128, 2, 4, dropout=0.1), small_text(), 32, 40)
     smoke = replace(thin, hsfe=replace(thin.hsfe, filters=2), text=small_text(32),
                     star_net=replace(thin.star_net, width=4, embed_dim=32, temporal_layers=1))
     wide = replace(thin, hsfe=replace(thin.hsfe, filters=16), height=60, width=80, text=small_text(256),
                    star_net=STARNetConfig(48, (2, 2, 2, 2), 2, 8, (4, 5), 512, 4, 8, dropout=0.1))
-    fast = TrainConfig(epochs=16, batch_size=48, lr=3e-3)
+    fast = TrainConfig(epochs=16, batch_size=48, lr=1e-3, warmup=0.1)
     return {p.name: p for p in (
         Preset("smoke", SpikeActions(classes=4, train=64, validation=16, test=32), smoke, replace(fast, epochs=2, batch_size=16)),
         Preset("laptop", SpikeActions(), thin, fast),

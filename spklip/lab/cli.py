@@ -100,7 +100,7 @@ def view(args) -> None:
     images[0].save(out, **more)
     print(f"{out}: {args.what}, " + (f"frame {frame}" if len(images) == 1 else f"{len(images)} frames of {len(stream)}, {args.fps} a second"))
 
-# %% ../../nbs/lab/04_cli.ipynb #f0f6d911
+# %% ../../nbs/lab/04_cli.ipynb #94ff5ede
 def data(args) -> None:
     "spklip data KIND FOLDER: make SpikeActions, Weizmann or ARID, or check what is in a folder."
     if args.kind == "check": return check(args.folder)
@@ -113,7 +113,7 @@ def data(args) -> None:
     from spklip.lab.notebooks import real_data
     source = args.source or real_data({"weizmann": "weizmann/silhouettes.npz", "arid": "arid"}[args.kind])
     if source is None or not Path(source).exists(): raise FileNotFoundError(f"{args.kind}: its source is not here; give --source")
-    video.convert(getattr(video, args.kind)(source), args.folder, video.Encoding(height=args.height or 32, width=args.width or 40))
+    video.convert(getattr(video, args.kind)(source, seed=args.seed), args.folder, video.Encoding(height=args.height or 32, width=args.width or 40))
     check(args.folder)
 
 def check(folder) -> None:
@@ -189,15 +189,16 @@ def classify(args) -> None:
     found = model.classify(clip[None], labels)[0].tolist()
     for p, label in sorted(zip(found, labels), reverse=True): print(f"{p:6.1%}  {label}")
 
-# %% ../../nbs/lab/04_cli.ipynb #3696122e
+# %% ../../nbs/lab/04_cli.ipynb #772f72f1
 def reproduce(args) -> None:
     "spklip reproduce: run the main notebook, which makes its data set and trains, and say where the results are."
     from spklip.lab.notebooks import root, run_notebook
-    top, values, name = root(), {"preset": args.preset, "seeds": args.seeds}, ""
+    top, values, name = root(), {"preset": args.preset, "seeds": args.seeds, "start": args.start or ""}, args.name or ""
     if args.data:
         from spklip.data.datasets import read_metadata
-        folder = Path(args.data).resolve(); read_metadata(folder) # now, not in the notebook's fifth cell
-        name = folder.name
+        for seed in range(args.seeds): read_metadata(args.data.format(seed=seed)) # now, not in the notebook's fifth cell
+        name = name or Path(args.data.format(seed="")).name.strip("-_")
+        folder = Path(args.data).absolute()
         values |= {"data": str(folder.relative_to(top) if folder.is_relative_to(top) else folder), "name": name}
     notebook, out = top/"nbs"/"04_train.ipynb", top/"outputs"/args.preset
     print(f"reproduce: {notebook.relative_to(top)}, preset {args.preset}, {args.seeds} seed{'s'[:args.seeds > 1]}", flush=True)
@@ -237,7 +238,7 @@ def of_size(parser, why="read from metadata.jsonl beside the file when not given
 
 PRESETS = "smoke", "laptop", "gpu", "paper"
 
-# %% ../../nbs/lab/04_cli.ipynb #6d9e382a
+# %% ../../nbs/lab/04_cli.ipynb #7dcf20f0
 def looking(commands) -> None:
     "info, view."
     p = add(commands, info, "spklip info car.dat --height 250 --width 400 --rate 20000")
@@ -260,6 +261,7 @@ def making(commands) -> None:
     p.add_argument("folder", metavar="FOLDER", help="the data set")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="size of spike-actions (laptop)")
     p.add_argument("--source", metavar="PATH", help="weizmann: silhouettes.npz; arid: the folder of videos")
+    p.add_argument("--seed", type=int, default=0, help="of the split of weizmann and arid, and of their copies (0)")
     of_size(p, "of weizmann and arid (32 x 40)")
     p = add(commands, convert, "spklip convert videos --out data/mine --factor 50")
     p.add_argument("videos", nargs="+", metavar="VIDEO", help="videos, or one folder of them, named as HMDB51's or UCF101's or lying in a folder a class")
@@ -272,7 +274,7 @@ def making(commands) -> None:
     p.add_argument("--all", action="store_true", help="keep every frame, not only the 250 of a clip")
     of_size(p, "of the recordings (240 x 320)")
 
-# %% ../../nbs/lab/04_cli.ipynb #757977cd
+# %% ../../nbs/lab/04_cli.ipynb #642ab7e9
 def asking(commands) -> None:
     "train, evaluate, classify, reproduce."
     p = add(commands, train, "spklip train --preset laptop --data data/actions --out runs/mine")
@@ -292,7 +294,9 @@ def asking(commands) -> None:
     p = add(commands, reproduce, "spklip reproduce --preset laptop --seeds 3")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="(laptop: about 15 minutes a seed on two cores)")
     p.add_argument("--seeds", type=count, default=1, metavar="N", help="train with seeds 0 to N-1 (1)")
-    p.add_argument("--data", metavar="FOLDER", help="a data set of your own instead of SpikeActions")
+    p.add_argument("--data", metavar="FOLDER", help="a data set of your own instead of SpikeActions; {seed} in it stands for the seed")
+    p.add_argument("--start", metavar="MODEL", help="folder of a model to start from, instead of from scratch")
+    p.add_argument("--name", help="of the tables and figures (the data set's)")
 
 def parser() -> Parser:
     "The parser of the `spklip` command."

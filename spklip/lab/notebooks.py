@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['root', 'real_data', 'tagged', 'parameters_of', 'check_parameters', 'run_notebook', 'without_traces', 'notebooks',
-           'source', 'mixes_imports', 'problems', 'rerun', 'relinked', 'output_markdown', 'readme_of', 'contents',
-           'readme']
+           'source', 'mixes_imports', 'problems', 'times', 'note_time', 'rerun', 'relinked', 'output_markdown',
+           'readme_of', 'contents', 'readme']
 
-# %% ../../nbs/lab/00_notebooks.ipynb #eb9286d3
-import ast, base64, os, re, subprocess, sys, time
+# %% ../../nbs/lab/00_notebooks.ipynb #b84f4119
+import ast, json, base64, os, re, subprocess, sys, time
 from pathlib import Path
 import nbformat, spklip
 
@@ -130,7 +130,18 @@ def problems(
     if str(root()) in Path(path).read_text(): found.append("names a folder of this machine")
     return found
 
-# %% ../../nbs/lab/00_notebooks.ipynb #1f9389ce
+# %% ../../nbs/lab/00_notebooks.ipynb #6a5a237c
+def times() -> dict: # notebook, as "data/00_streams" -> seconds of its last run in place
+    "How long each notebook took when it was last stored; `contents` shows it."
+    kept = root()/"outputs"/"notebooks.json"
+    return json.loads(kept.read_text()) if kept.exists() else {}
+
+def note_time(path:Path, seconds:float) -> None:
+    name = path.absolute().relative_to(root()/"nbs").with_suffix("").as_posix()
+    (root()/"outputs").mkdir(exist_ok=True)
+    (root()/"outputs"/"notebooks.json").write_text(json.dumps(dict(sorted((times() | {name: round(seconds)}).items())), indent=1) + "\n")
+
+# %% ../../nbs/lab/00_notebooks.ipynb #de9129fc
 def rerun(
     *paths, # notebooks; all of them when none is given
 ) -> None:
@@ -141,6 +152,7 @@ def rerun(
         try: run_notebook(path, out); os.replace(out, path)
         finally: out.unlink(missing_ok=True)
         subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean()", "--fname", str(path)], check=True, cwd=root())
+        note_time(path, time.time() - start)
         print(f"{time.time() - start:.0f} s", flush=True)
 
 # %% ../../nbs/lab/00_notebooks.ipynb #42aabad8
@@ -182,16 +194,16 @@ def readme_of(
     text = "\n\n".join(p for p in parts if p) + "\n"
     return text.replace("\n```\n\n```python\n", "\n"), images # an import cell and the code below it are one block
 
-# %% ../../nbs/lab/00_notebooks.ipynb #aac08f6e
+# %% ../../nbs/lab/00_notebooks.ipynb #6e02a563
 def contents() -> str: # a markdown table, links relative to nbs/
-    "Every notebook but the index: link, title, what it is about, the module it exports."
-    lines = ["| notebook | about | module |", "|---|---|---|"]
+    "Every notebook but the index: link, title, what it is about, the module it exports, seconds of its stored run."
+    lines, took = ["| notebook | about | module | seconds |", "|---|---|---|---|"], times()
     for path in notebooks():
         if path.stem == "index": continue
         cells, link = nbformat.read(path, 4).cells, path.relative_to(root()/"nbs").as_posix()
         title, about = re.match(r"# (.+)\n+> (.+)", cells[0].source).groups()
         module = [m[1].replace(".", "/") for c in cells if (m := re.search(r"#\| default_exp (\S+)", c.source))]
-        lines.append(f"| [{link.removesuffix('.ipynb')}]({link}) | **{title}.** {about} | {f'`spklip/{module[0]}.py`' if module else ''} |")
+        lines.append(f"| [{link.removesuffix('.ipynb')}]({link}) | **{title}.** {about} | {f'`spklip/{module[0]}.py`' if module else ''} | {took.get(link.removesuffix('.ipynb'), '')} |")
     return "\n".join(lines)
 
 # %% ../../nbs/lab/00_notebooks.ipynb #51ddecea

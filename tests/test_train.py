@@ -1,0 +1,128 @@
+"Training and evaluation: resumed runs, protocols, augmentation, errors."
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import spklip.train as train
+from spklip.data.datasets import SpikeDataset
+from spklip.data.scenes import SpikeActions, generate
+from spklip.stcl import SPKLIP
+from spklip.train import Evaluation, TrainConfig, augment, evaluate, fit, hold_out, learning_rate, mirrored, preset_of
+
+SMOKE = preset_of("smoke")
+TINY = replace(SMOKE, scenes=SpikeActions(classes=2, train=32, validation=8, test=8, train_actors=4, validation_actors=2, test_actors=2))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return generate(TINY.scenes, tmp_path_factory.mktemp("data")/"actions", progress=False)
+
+
+def weights(folder):
+    return SPKLIP.from_pretrained(folder).state_dict()
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(data, tmp_path, monkeypatch):
+    preset = replace(TINY, train=replace(TINY.train, epochs=3, batch_size=8))
+    whole = fit(preset, data, tmp_path/"whole", seed=1, progress=False, device="cpu")
+    keep, calls = train.save_epoch, []
+    def interrupt(*args):
+        keep(*args); calls.append(1)
+        if len(calls) == 2: raise KeyboardInterrupt
+    monkeypatch.setattr(train, "save_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt): fit(preset, data, tmp_path/"cut", seed=1, progress=False, device="cpu")
+    assert [p.name for p in (tmp_path/"cut").iterdir()] == ["epoch-002"]
+    resumed = fit(preset, data, tmp_path/"cut", seed=1, progress=False, device="cpu")
+    assert len(calls) == 3                                        # one epoch was left to do
+    a, b = weights(whole), weights(resumed)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    other = weights(fit(replace(preset, train=replace(preset.train, epochs=1)), data, tmp_path/"other", seed=2, progress=False, device="cpu"))
+    assert not torch.equal(a["star_net.trunk.pool.project.weight"], other["star_net.trunk.pool.project.weight"])
+
+
+def test_a_half_written_epoch_is_not_resumed_from(data, tmp_path):
+    preset = replace(TINY, train=replace(TINY.train, epochs=1, batch_size=8))
+    (tmp_path/"run"/"epoch.part").mkdir(parents=True); (tmp_path/"run"/"epoch.part"/"history.json").write_text("[{")
+    assert (fit(preset, data, tmp_path/"run", progress=False, device="cpu")/"model.safetensors").exists()
+
+
+def test_it_learns_what_it_is_shown(data, tmp_path):
+    "Two actions, 30 clips: a model that trains at all knows them by heart."
+    config = replace(SMOKE.train, epochs=14, batch_size=10, flip=0., shift=0., prompts=1., hold_out=0.05)
+    model = SPKLIP.from_pretrained(fit(replace(TINY, train=config), data, tmp_path/"run", progress=False, device="cpu"))
+    assert evaluate(model, SpikeDataset(data, "train")).top(1) > 0.9
+
+
+def test_starting_from_a_model_keeps_its_words(data, tmp_path):
+    once = replace(TINY, train=replace(TINY.train, epochs=1, batch_size=8))
+    first = fit(once, data, tmp_path/"a", progress=False, device="cpu")
+    second = SPKLIP.from_pretrained(fit(once, data, tmp_path/"b", start=first, progress=False, device="cpu"))
+    assert second.text.tokenizer.get_vocab() == SPKLIP.from_pretrained(first).text.tokenizer.get_vocab()
+    with pytest.raises(ValueError, match="other sizes"): fit(preset_of("laptop"), data, tmp_path/"c", start=first, progress=False)
+
+
+def test_top_k_and_confusion_by_hand():
+    said = Evaluation(torch.tensor([[.9, .1, .0], [.2, .5, .3], [.6, .3, .1], [.1, .2, .7]]), torch.tensor([0, 2, 1, 2]), torch.eye(4), list("abc"))
+    assert said.top(1) == 0.5 and said.top(2) == 1.0
+    assert said.confusion().tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 1]]
+
+
+def test_in_batch_is_kinder_than_all_classes():
+    torch.manual_seed(0)
+    labels = torch.arange(50).repeat(8)
+    said = Evaluation(torch.randn(400, 50), labels, torch.zeros(400, 1), list(map(str, range(50))))
+    hits, lucky = said.in_batch(8)
+    assert said.top(1) < 0.06 and 0.12 < lucky < 0.16 and abs(hits - lucky) < 0.06   # all by chance
+
+
+def test_in_batch_by_hand():
+    said = Evaluation(torch.tensor([[.9, .1], [.8, .2]]), torch.tensor([0, 1]), torch.zeros(2, 1), list("ab"))
+    assert said.in_batch(2) == (0.5, 0.5) and said.in_batch(1) == (1., 1.)
+
+
+def test_the_learning_rate_rises_and_falls():
+    config = TrainConfig(lr=2., warmup=0.25)
+    rates = [learning_rate(s, config) for s in (0, .125, .25, .625, 1)]
+    assert np.allclose(rates, [0, 1, 2, 1, 0])
+
+
+def test_a_mirrored_clip_has_a_mirrored_caption():
+    assert mirrored("waves the left hand to the right, leftwards") == "waves the right hand to the left, rightwards"
+    assert mirrored("a bright light") == "a bright light"
+    clip = (torch.rand(2, 5, 6, 8) < .5).to(torch.uint8)
+    flipped, which = augment(clip, TrainConfig(flip=1., shift=0.), random.Random(0))
+    assert all(which) and torch.equal(flipped, clip.flip(-1))
+
+
+def test_a_shift_moves_every_frame_alike_and_repeats_the_edge():
+    clip = torch.zeros(1, 3, 10, 10, dtype=torch.uint8); clip[..., 5, 5] = 1
+    moved = {tuple(augment(clip, TrainConfig(flip=0., shift=0.3), random.Random(i))[0][0].nonzero()[:, 1:].unique(dim=0).flatten().tolist()) for i in range(40)}
+    assert all(len(m) == 2 and max(abs(m[0] - 5), abs(m[1] - 5)) <= 3 for m in moved) and len(moved) > 10
+    edge = torch.zeros(1, 1, 4, 4, dtype=torch.uint8); edge[..., 0] = 1
+    right = next(out for i in range(99) if (out := augment(edge, TrainConfig(flip=0., shift=0.3), random.Random(i))[0])[0, 0, 0].sum() == 2)
+    assert right[0, 0].tolist() == [[1, 1, 0, 0]]*4
+
+
+def test_what_is_held_back_is_not_trained_on(data):
+    clips = SpikeDataset(data, "train")
+    kept, held = hold_out(clips, 0.25)
+    assert len(held) == 8 and {r["file"] for r in held.rows} | {r["file"] for r in kept.rows} == {r["file"] for r in clips.rows}
+    assert not {r["file"] for r in held.rows} & {r["file"] for r in kept.rows} and set(held.groups) <= set(kept.groups)
+    assert held[3]["label"] == clips.classes.index(held.rows[3]["label"])
+
+
+def test_errors_come_first(data, tmp_path):
+    with pytest.raises(ValueError, match="no preset 'desktop': smoke, laptop, gpu, paper"): preset_of("desktop")
+    with pytest.raises(ValueError, match="batch_size=1"): TrainConfig(batch_size=1)
+    with pytest.raises(FileNotFoundError, match="config.json is missing"): fit(TINY, data, tmp_path/"x", start=tmp_path, progress=False)
+
+
+def test_presets_keep_every_part_on():
+    for name in ("laptop", "gpu", "paper"):
+        model = preset_of(name).model
+        assert model.hsfe.masks and model.hsfe.attention and model.hsfe.n_blocks == 5 and model.star_net.temporal_layers >= 1 and model.text.layers >= 2
+    assert preset_of("paper").train.lr == 2e-5 and preset_of("paper").train.batch_size == 8 and preset_of("paper").train.epochs == 30
