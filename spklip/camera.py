@@ -85,14 +85,14 @@ def expose_ideal(first, end, light, charge, theta, packed, out):
     for q in charge[first:end]: wrong |= q - q != 0  # a charge that met light that is not finite is not finite for ever
     return wrong
 
-# %% ../nbs/00_spike_camera.ipynb #7dbed998
+# %% ../nbs/00_spike_camera.ipynb #cc00eb72
 def in_threads(
     kernel,        # kernel(first, end, *args) does the pixels from first to end
     n_pixels:int,  # P, all of them
     *args,         # arrays and numbers, the same for every block
 ) -> list:         # what the kernel returned for each block
     "Run `kernel` on blocks of pixels, side by side in as many threads as torch may use."
-    threads = torch.get_num_threads()
+    threads = min(torch.get_num_threads(), max(1, n_pixels//8192))  # a few thousand pixels take less time than a thread to start
     n = threads*max(1, math.ceil(n_pixels/(threads*65536)))
     edges = np.linspace(0, math.ceil(n_pixels/64), n+1).astype(int)*64  # a block begins with a byte of bits, and a cache line
     blocks = [(int(a), min(int(b), n_pixels)) for a,b in zip(edges, edges[1:]) if b > a]

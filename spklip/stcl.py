@@ -173,15 +173,16 @@ def as_spikes(
         raise ValueError(f"packed clips of {h}x{w} are uint8 [B,T,{-(-h*w//8)}], spikes are [B,T,H,W]; got {video.dtype} {list(video.shape)}")
     return unpack(video, h, w)
 
-# %% ../nbs/03_stcl.ipynb #7fb83a7d
+# %% ../nbs/03_stcl.ipynb #54c05135
 class SPKLIP(nn.Module):
     "Spike streams and sentences in one space: HSFE, STAR-Net, BERT, one temperature (section 3, Fig. 1)."
-    def __init__(self, config:SPKLIPConfig, tokenizer:Tokenizer):
+    def __init__(self, config:SPKLIPConfig=SPKLIPConfig(), tokenizer:Tokenizer|None=None, text:TextEncoder|None=None):
+        "`tokenizer` from `learn_wordpiece`, else letters alone; `text`, such as `load_bert` gives, replaces `config.text`."
         super().__init__()
-        self.config = config
         self.hsfe = HSFE(config.hsfe)
         self.star_net = STARNet(config.hsfe.maps, config.star_net)
-        self.text = TextEncoder(config.text, config.star_net.embed_dim, tokenizer)
+        self.text = text or TextEncoder(config.text, config.star_net.embed_dim, tokenizer or learn_wordpiece([]))
+        self.config = replace(config, text=self.text.config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1/config.temperature)))
         self.to(memory_format=torch.channels_last)
 

@@ -189,6 +189,9 @@ def test_a_pretrained_bert_brings_its_words_and_weights(tmp_path):
     hidden = bert.eval()(input_ids=ids, attention_mask=mask).last_hidden_state
     mean = (hidden*mask[..., None]).sum(1)/mask.sum(1, keepdim=True)
     assert torch.allclose(text(CAPTIONS), text.projection(mean), atol=1e-5)
+    model = SPKLIP(small(), text=load_bert(tmp_path, 16)).eval()
+    again = SPKLIP.from_pretrained(model.save_pretrained(tmp_path/"model"))
+    assert torch.equal(again.encode_text(CAPTIONS), model.encode_text(CAPTIONS))
     (tmp_path/"config.json").write_text(json.dumps(dict(model_type="gpt2")))
     with pytest.raises(ValueError, match="bert"): load_bert(tmp_path, 16)
 
