@@ -321,9 +321,14 @@ def weizmann(
                       WEIZMANN[r["label"]], WEIZMANN[r["label"]], r["group"], r["split"], "Weizmann", 25.0)
             for r in assign_splits(rows, validation=1/9, test=1/3, seed=seed) for i in range(copies if r["split"] == "train" else held_copies)]
 
-# %% ../../nbs/data/03_video.ipynb #051d504e
+# %% ../../nbs/data/03_video.ipynb #c4c1a31d
 @lru_cache(1)
 def _decoded(path): return decode(path)
+
+@lru_cache(512)
+def _scene(path):
+    "What stands still in a video: the median of its frames, float [h,w]."
+    return np.median(decode(path), axis=0)
 
 def video_view(
     height:int,       # pixels
@@ -335,15 +340,17 @@ def video_view(
     gamma:float,      # exponent on intensity
     level:float,      # mean intensity after exposure, 0 to 1
     seed:int,         # of the draws
+    place:str="",     # a video whose still scene takes the place of this one's
 ) -> np.ndarray:      # grey uint8 [T,height,width]
-    "A stretch of a video, cropped, mirrored or not, exposed to a mean level."
+    "A stretch of a video, cropped, mirrored or not, in its own place or in another's, exposed to a mean level."
     rng = np.random.default_rng([seed, zlib.crc32(Path(path).name.encode()), copy])
     key = _decoded(path)
     key = key[window(len(key), fps, seconds, rng.uniform() if copy else 0.5)]
     zoom, shift = (rng.uniform(1, 1.25), rng.uniform(size=2)) if copy else (1, (0.5, 0.5))
-    seen = resample(key, height, width, crop_box(*key.shape[1:], height, width, zoom=zoom, shift=shift))
-    if copy and rng.integers(2): seen = seen[..., ::-1]
-    light = (seen/255)**gamma
+    crop = lambda x: (resample(x, height, width, crop_box(*x.shape[-2:], height, width, zoom=zoom, shift=shift))/255)**gamma
+    light = crop(key)
+    if place: light = np.clip(light - np.median(light, axis=0) + crop(_scene(place)), 0, 1)
+    if copy and rng.integers(2): light = light[..., ::-1]
     return np.round(255*np.clip(light*level/max(light.mean(), 1e-3), 0, 1)).astype(np.uint8)
 
 # %% ../../nbs/data/03_video.ipynb #43660312
@@ -355,7 +362,7 @@ def _arid_rows(folder, name):
     listed = [line.split() for line in (folder/f"{name}.txt").read_text().splitlines() if line.strip()]
     return [dict(file=f"{name}/{path}", label=names[number]) for _, number, path in listed]
 
-# %% ../../nbs/data/03_video.ipynb #9addd8d5
+# %% ../../nbs/data/03_video.ipynb #72d25f60
 def arid(
     folder,                  # with train.txt, validate.txt, mapping_table_23.txt and the videos
     copies:int=8,            # views of each training clip
@@ -365,13 +372,14 @@ def arid(
     level:float=0.3,         # mean intensity after exposure
     seed:int=0,              # of the held-out sessions and all draws
 ) -> list[VideoClip]:        # for `convert`
-    "Action recognition in the dark: the official validate list is the test."
+    "Action recognition in the dark: the official validate list is the test. Training copies but the first play in another video's scene."
     folder = Path(folder)
     train = [r | {"group": Path(r["file"]).stem.rsplit("_", 1)[0]} for r in _arid_rows(folder, "train")]
     rows = assign_splits(train, validation, 0, seed=seed) + [r | {"group": r["file"], "split": "test"} for r in _arid_rows(folder, "validate")]
+    places, rng = [str(folder/r["file"]) for r in rows if r["split"] == "train"], np.random.default_rng(seed)
     view = partial(video_view, fps=30.0, seconds=seconds, gamma=gamma, level=level, seed=seed)
-    return [VideoClip(partial(view, path=str(folder/r["file"]), copy=i), f"{Path(r['file']).stem}_{i}", r["label"], ARID[r["label"]], ARID[r["label"]],
-                      r["group"], r["split"], f"ARID {r['file']}", 30.0)
+    return [VideoClip(partial(view, path=str(folder/r["file"]), copy=i, place=str(rng.choice(places)) if i else ""), f"{Path(r['file']).stem}_{i}",
+                      r["label"], ARID[r["label"]], ARID[r["label"]], r["group"], r["split"], f"ARID {r['file']}", 30.0)
             for r in rows for i in range(copies if r["split"] == "train" else 1)]
 
 # %% ../../nbs/data/03_video.ipynb #1696d60b
