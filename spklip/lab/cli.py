@@ -189,11 +189,12 @@ def classify(args) -> None:
     found = model.classify(clip[None], labels)[0].tolist()
     for p, label in sorted(zip(found, labels), reverse=True): print(f"{p:6.1%}  {label}")
 
-# %% ../../nbs/lab/04_cli.ipynb #772f72f1
+# %% ../../nbs/lab/04_cli.ipynb #664c2922
 def reproduce(args) -> None:
     "spklip reproduce: run the main notebook, which makes its data set and trains, and say where the results are."
     from spklip.lab.notebooks import root, run_notebook
-    top, values, name = root(), {"preset": args.preset, "seeds": args.seeds, "start": args.start or ""}, args.name or ""
+    top, values, name = root(), {"preset": args.preset, "seeds": args.seeds}, args.name or ""
+    if args.start: values["start"] = args.start
     if args.data:
         from spklip.data.datasets import read_metadata
         for seed in range(args.seeds): read_metadata(args.data.format(seed=seed)) # now, not in the notebook's fifth cell
