@@ -173,7 +173,7 @@ def as_spikes(
         raise ValueError(f"packed clips of {h}x{w} are uint8 [B,T,{-(-h*w//8)}], spikes are [B,T,H,W]; got {video.dtype} {list(video.shape)}")
     return unpack(video, h, w)
 
-# %% ../nbs/03_stcl.ipynb #54c05135
+# %% ../nbs/03_stcl.ipynb #dc55b9e1
 class SPKLIP(nn.Module):
     "Spike streams and sentences in one space: HSFE, STAR-Net, BERT, one temperature (section 3, Fig. 1)."
     def __init__(self, config:SPKLIPConfig=SPKLIPConfig(), tokenizer:Tokenizer|None=None, text:TextEncoder|None=None):
@@ -203,7 +203,6 @@ class SPKLIP(nn.Module):
         calls = [per_call(x.to(dtype, memory_format=torch.channels_last)) for x in blocks.flatten(0, 1).split(size)]
         out = torch.cat(calls)
         return (self.star_net.trunk(out) if self.training else out).unflatten(0, blocks.shape[:2])
-
     def encode_video(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> unit length, [B,D]
         "Embed spike clips."
         return F.normalize(self.star_net.fuse(self.features(video)), dim=-1)
