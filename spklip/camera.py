@@ -39,14 +39,38 @@ def step(charge, light, theta, fired):
         wrong |= light[p] < 0
     return wrong
 
-# %% ../nbs/00_spike_camera.ipynb #95c7f13e
+# %% ../nbs/00_spike_camera.ipynb #d3f5e5c7
+def in_threads(
+    kernel,         # kernel(first, end, *args) does the pixels from first to end
+    n_pixels:int,   # P, all of them
+    *args,          # arrays and numbers, the same for every block
+    least:int=8192, # pixels that are worth a thread: fewer take less time than a thread to start
+    most:int=65536, # pixels of a block
+) -> list:          # what the kernel returned for each block
+    "Run `kernel` on blocks of pixels, side by side in as many threads as torch may use."
+    threads = min(torch.get_num_threads(), max(1, n_pixels//least))
+    n = threads*max(1, math.ceil(n_pixels/(threads*most)))
+    edges = np.linspace(0, math.ceil(n_pixels/64), n+1).astype(int)*64  # a block begins with a byte of bits, and a cache line
+    blocks = [(int(a), min(int(b), n_pixels)) for a,b in zip(edges, edges[1:]) if b > a]
+    if threads < 2: return [kernel(*b, *args) for b in blocks]
+    with ThreadPoolExecutor(threads) as pool: return list(pool.map(lambda b: kernel(*b, *args), blocks))
+
+# %% ../nbs/00_spike_camera.ipynb #35631c5b
 @compiled
 def pack_bits(fired, out):
     "Eight bytes of 0/1 become one, the first in the lowest bit."
     eights = fired.view(np.uint64)
     for i in range(len(out)): out[i] = (eights[i]*np.uint64(0x0102040810204080)) >> np.uint64(56)
 
-# %% ../nbs/00_spike_camera.ipynb #73d5658e
+@compiled
+def unpack_bits(first, end, packed, out):
+    "Bytes `first` to `end` become eight bytes of 0/1 each: copies of the low seven bits, then the eighth."
+    eights = out[first:end]
+    for i, byte in enumerate(packed[first:end]):
+        b = np.uint64(byte)
+        eights[i] = ((b & np.uint64(127))*np.uint64(0x0002040810204081) & np.uint64(0x0101010101010101)) | (b >> np.uint64(7)) << np.uint64(56)
+
+# %% ../nbs/00_spike_camera.ipynb #a7aff1e2
 def pack(
     spikes, # binary stream, uint8 or bool, array or tensor [...,H,W]
 ):          # bits, uint8 [...,ceil(H*W/8)], least significant first, zeros pad the frame's end
@@ -69,7 +93,10 @@ def unpack(
         raise ValueError(f"{packed.shape[-1]} bytes a frame do not hold {height} x {width} pixels: that takes {need}")
     if isinstance(packed, Tensor) and not on_cpu(packed):
         bits = (packed[...,None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1).flatten(-2)
-    else: bits = np.unpackbits(np.asarray(packed), axis=-1, bitorder="little")
+    elif njit is None: bits = np.unpackbits(np.asarray(packed), axis=-1, bitorder="little")
+    else:
+        flat, bits = np.ascontiguousarray(packed).ravel(), np.empty((*packed.shape[:-1], 8*need), np.uint8)
+        in_threads(unpack_bits, flat.size, flat, bits.reshape(-1).view(np.uint64), least=4 << 20, most=1 << 20)
     bits = bits[..., :height*width].reshape(*packed.shape[:-1], height, width)
     return torch.as_tensor(bits) if isinstance(packed, Tensor) else bits
 
@@ -84,20 +111,6 @@ def expose_ideal(first, end, light, charge, theta, packed, out):
         if packed: pack_bits(fired, out[t,first//8:(end+7)//8])
     for q in charge[first:end]: wrong |= q - q != 0  # a charge that met light that is not finite is not finite for ever
     return wrong
-
-# %% ../nbs/00_spike_camera.ipynb #cc00eb72
-def in_threads(
-    kernel,        # kernel(first, end, *args) does the pixels from first to end
-    n_pixels:int,  # P, all of them
-    *args,         # arrays and numbers, the same for every block
-) -> list:         # what the kernel returned for each block
-    "Run `kernel` on blocks of pixels, side by side in as many threads as torch may use."
-    threads = min(torch.get_num_threads(), max(1, n_pixels//8192))  # a few thousand pixels take less time than a thread to start
-    n = threads*max(1, math.ceil(n_pixels/(threads*65536)))
-    edges = np.linspace(0, math.ceil(n_pixels/64), n+1).astype(int)*64  # a block begins with a byte of bits, and a cache line
-    blocks = [(int(a), min(int(b), n_pixels)) for a,b in zip(edges, edges[1:]) if b > a]
-    if len(blocks) < 2: return [kernel(*b, *args) for b in blocks]
-    with ThreadPoolExecutor(threads) as pool: return list(pool.map(lambda b: kernel(*b, *args), blocks))
 
 # %% ../nbs/00_spike_camera.ipynb #9b467998
 @dataclass(frozen=True)
