@@ -100,7 +100,7 @@ def view(args) -> None:
     images[0].save(out, **more)
     print(f"{out}: {args.what}, " + (f"frame {frame}" if len(images) == 1 else f"{len(images)} frames of {len(stream)}, {args.fps} a second"))
 
-# %% ../../nbs/lab/04_cli.ipynb #94ff5ede
+# %% ../../nbs/lab/04_cli.ipynb #d1f1f6e9
 def data(args) -> None:
     "spklip data KIND FOLDER: make SpikeActions, Weizmann or ARID, or check what is in a folder."
     if args.kind == "check": return check(args.folder)
@@ -110,10 +110,11 @@ def data(args) -> None:
         generate(preset_of(args.preset).scenes, args.folder)
         return check(args.folder)
     from spklip.data import video
+    from spklip.data.conversion import Encoding, convert
     from spklip.lab.notebooks import real_data
     source = args.source or real_data({"weizmann": "weizmann/silhouettes.npz", "arid": "arid"}[args.kind])
     if source is None or not Path(source).exists(): raise FileNotFoundError(f"{args.kind}: its source is not here; give --source")
-    video.convert(getattr(video, args.kind)(source, seed=args.seed), args.folder, video.Encoding(height=args.height or 32, width=args.width or 40))
+    convert(getattr(video, args.kind)(source, seed=args.seed), args.folder, Encoding(height=args.height or 32, width=args.width or 40))
     check(args.folder)
 
 def check(folder) -> None:
@@ -123,13 +124,14 @@ def check(folder) -> None:
     if problems := check(folder): raise StreamError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
     print(summary(folder).to_string())
 
-# %% ../../nbs/lab/04_cli.ipynb #73f483d4
+# %% ../../nbs/lab/04_cli.ipynb #d36256c1
 def clips_of(
     args:argparse.Namespace, # videos, label, prompt, split
 ) -> list:                   # VideoClip
     "Which clips a command line names: a folder is split by source video, videos are all of one split."
     from dataclasses import replace
-    from spklip.data.video import VideoClip, parse_name, readable, video_folder
+    from spklip.data.conversion import parse_name, readable, video_folder
+    from spklip.data.video import VideoClip
     if len(args.videos) == 1 and Path(args.videos[0]).is_dir(): clips = video_folder(args.videos[0])
     else: clips = [VideoClip(path, path.stem, label, readable(label), readable(label), group, "train", path.name)
                    for path in map(Path, args.videos) for label, group in [parse_name(path.absolute())]]
@@ -139,9 +141,9 @@ def clips_of(
 
 def convert(args) -> None:
     "spklip convert VIDEO... --out FOLDER: videos, or a folder of them, to a data set; the class is in the video's name or its folder's."
+    from spklip.data.conversion import Encoding, convert
     from spklip.data.datasets import read_metadata
     from spklip.data.streams import StreamError
-    from spklip.data.video import Encoding, convert
     clips, out = clips_of(args), Path(args.out)
     others = {r["file"] for r in read_metadata(out)} - {f"{c.name}.dat" for c in clips} if (out/"metadata.jsonl").exists() else ()
     if others: raise StreamError(f"{out}: holds {len(others)} other recordings; give all videos of a data set in one command, or another --out")
