@@ -6,9 +6,9 @@
 __all__ = ['DOMAINS', 'BONES', 'ANCHORS', 'WALLS', 'DECOR', 'SWAPPED', 'AT_ONCE', 'GROUNDS', 'WALL_WORDS', 'WORDS', 'VERSION',
            'RICH_VERSION', 'SpikeActions', 'actor', 'dress', 'rotate', 'skeleton', 'place', 'Take', 'take', 'enrich',
            'timing', 'figure', 'actor_capsules', 'heading', 'mirrored', 'frame_capsules', 'camera_path', 'paint',
-           'draw', 'expose', 'render', 'caption', 'traits', 'fingerprint', 'describe', 'claim', 'generate']
+           'draw', 'expose', 'at_once', 'render', 'caption', 'traits', 'fingerprint', 'describe', 'claim', 'generate']
 
-# %% ../../nbs/data/02_scenes.ipynb #bd020977
+# %% ../../nbs/data/02_scenes.ipynb #4531527c
 import hashlib, json, time
 from dataclasses import dataclass, asdict, replace
 from functools import lru_cache, wraps
@@ -18,15 +18,15 @@ import numpy as np, torch
 from torch import Tensor
 
 from ..camera import SensorNoise, simulate
-from .actions import ACTIONS, CLASSES, FLYING, POINTS, THINGS, Action, Stage, at, limb
+from .actions import ACTIONS, CLASSES, FLYING, POINTS, STEADY, THINGS, Action, Stage, at, limb
 from .datasets import METADATA, write_metadata
 from .streams import StreamError, atomic, clip_index, write_dat
 
-# %% ../../nbs/data/02_scenes.ipynb #5ec19605
-# what a setting left at None is
+# %% ../../nbs/data/02_scenes.ipynb #fd008b47
+# what a setting left at None is; of clips, so many a class
 DOMAINS = dict(
-    sim=dict(classes=16, train=3200, validation=320, test=640, train_actors=60, validation_actors=10, test_actors=20, firing_rate=.0576),
-    real=dict(classes=30, train=1440, validation=480, test=960, train_actors=12, validation_actors=4, test_actors=8, firing_rate=.01825))
+    sim=dict(classes=16, train=200, validation=20, test=40, train_actors=60, validation_actors=10, test_actors=20, firing_rate=.0576),
+    real=dict(classes=30, train=48, validation=16, test=32, train_actors=12, validation_actors=4, test_actors=8, firing_rate=.01825))
 
 @dataclass(frozen=True)
 class SpikeActions:
@@ -34,9 +34,9 @@ class SpikeActions:
     classes:int|None = None           # the first so many of `CLASSES`: 16 of 51 in sim, 30 in real
     height:int = 32                   # pixels (paper: 240)
     width:int = 40                    # pixels (paper: 320)
-    train:int|None = None             # clips: 3,200 and 1,440
-    validation:int|None = None        # 320 and 480
-    test:int|None = None              # 640 and 960; in real 96 a class in all
+    train:int|None = None             # clips; 200 and 48 a class
+    validation:int|None = None        # 20 and 16 a class
+    test:int|None = None              # 40 and 32 a class
     train_actors:int|None = None      # 60 and 12; no actor is in two splits
     validation_actors:int|None = None # 10 and 4
     test_actors:int|None = None       # 20 and 8
@@ -49,7 +49,7 @@ class SpikeActions:
     def __post_init__(self):
         if self.domain not in DOMAINS: raise ValueError(f"domain must be {' or '.join(DOMAINS)}, not {self.domain!r}")
         for name, usual in DOMAINS[self.domain].items():
-            if getattr(self, name) is None: object.__setattr__(self, name, usual)
+            if getattr(self, name) is None: object.__setattr__(self, name, usual*self.classes if name in ("train", "validation", "test") else usual)
         if not 2 <= self.classes <= len(CLASSES): raise ValueError(f"classes must be 2 to {len(CLASSES)}, not {self.classes}")
         for name in ("height", "width", "theta", "rate_hz", "firing_rate"):
             if not getattr(self, name) > 0: raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}")
@@ -85,7 +85,7 @@ class SpikeActions:
             first += size
         raise IndexError(f"clip {index} is outside the data set's {len(self)} clips")
 
-# %% ../../nbs/data/02_scenes.ipynb #a78d30bd
+# %% ../../nbs/data/02_scenes.ipynb #c7f15e07
 @lru_cache(maxsize=1024)
 def actor(
     config:SpikeActions, # the data set
@@ -103,11 +103,11 @@ def actor(
     return body | (dress(rng) if config.rich else dict(thing=.12 if dark else .8))
 
 def dress(rng) -> dict:
-    "Top, trousers, hair and what is held, each dark or light by itself; shades stay within twice the wall's, and so below 30 spikes."
-    top, legs, hair, thing = (bool(rng.random() < .5) for _ in range(4))
+    "Top, trousers and hair, each dark or light by itself, and things that stand out; shades stay within twice the wall's, and so below 30 spikes."
+    top, legs, hair = (bool(rng.random() < .5) for _ in range(3))
     return dict(dark=top, dark_legs=legs, fair=not hair, upper=rng.uniform(0, .1) if top else rng.uniform(.5, .6),
                 lower=rng.uniform(0, .1) if legs else rng.uniform(.47, .57), skin=rng.uniform(.42, .5),
-                hair=rng.uniform(0, .08) if hair else rng.uniform(.58, .66), thing=.03 if thing else .62)
+                hair=rng.uniform(0, .08) if hair else rng.uniform(.58, .66), thing=.62 if top else .03)
 
 # %% ../../nbs/data/02_scenes.ipynb #1be2d60d
 #         from, to, radius in body heights, shade
@@ -172,7 +172,7 @@ def place(
     if action.props != "bar": points[..., 1] += .04 - points[..., 1].min(1, keepdims=True) + np.reshape(pose.get("lift", 0.), (-1, 1))
     return points
 
-# %% ../../nbs/data/02_scenes.ipynb #e2bf7e0b
+# %% ../../nbs/data/02_scenes.ipynb #5eeab110
 WALLS = ("plain", "striped", "banded", "chequered", "shaded")
 DECOR = ("", "", "post", "lamp", "bench", "shelf")
 
@@ -213,7 +213,7 @@ def enrich(config, shot): # -> Take
     others = [n for n in config.cast(shot.split) if n != shot.number] or [shot.number]
     other = actor(config, others[rng.integers(len(others))]) if shot.action.prompt.startswith("two") else None
     wall, light = pick(.26, .32), 1 + (shot.light - 1)*.67
-    shot = replace(shot, amplitude=1 + (shot.amplitude - .99)*1.7, size=shot.size*pick(.78, 1.02), wall_light=wall, floor_light=wall*pick(.75, 1.15),
+    shot = replace(shot, amplitude=1 + (shot.amplitude - .99)*1.7, size=shot.size*pick(.84, 1.02), wall_light=wall, floor_light=wall*pick(.75, 1.15),
                    wall_contrast=pick(.02, .09), wall_scale=pick(.1, .34), light=light, other=other, faults=pick(.25, .35), ground=2. if close else shot.ground,
                    yaw=shot.yaw - .7*shift if other else shot.yaw, decor=DECOR[rng.integers(len(DECOR))], decor_x=pick(.1, .22)*(1 if rng.random() < .5 else -1))
     if config.domain == "sim": return shot
@@ -305,10 +305,10 @@ def framing(config, shot): # -> scale, x and y of the actor's origin; all in fra
     free = max(0, aspect - (high - low)*scale - .04)
     return scale, .5*(aspect - (low + high)*scale + free*shot.x), shot.ground
 
-# %% ../../nbs/data/02_scenes.ipynb #fc7f846c
+# %% ../../nbs/data/02_scenes.ipynb #acdc3b40
 def decor(shot, aspect): # -> list of (from, to: x and y in frame heights, radius, shade)
     "What stands behind: one of four things, at the left or at the right."
-    x, y, shade = (shot.decor_x if shot.decor_x > 0 else aspect + shot.decor_x), min(shot.ground, 1.1) - .1, shot.wall_light*(.35 if shot.index % 2 else 1.6)
+    x, y, shade = (shot.decor_x if shot.decor_x > 0 else aspect + shot.decor_x), min(shot.ground, 1.1) - .1, shot.wall_light*(1.7 if shot.decor == "lamp" else .4)
     return dict(post=[((x, -.2), (x, y), .035, shade)], lamp=[((x, .16), (x, .16), .075, shade), ((x, .2), (x, y), .012, shade)],
                 bench=[((x - .1, y - .16), (x + .1, y - .16), .025, shade), ((x - .08, y - .16), (x - .08, y), .015, shade), ((x + .08, y - .16), (x + .08, y), .015, shade)],
                 shelf=[((x - .12, h), (x + .12, h), .025, shade) for h in (.15, .32)]).get(shot.decor, [])
@@ -427,7 +427,9 @@ def few_threads(f): # a function of a configuration and more
         finally: torch.set_num_threads(threads)
     return alone
 
-# %% ../../nbs/data/02_scenes.ipynb #671692b9
+# %% ../../nbs/data/02_scenes.ipynb #eeda3770
+FEW = "cpu",  # kinds of devices that are quicker with one clip at a time, in boxes that fit 50 frames; others have so many hands that starting is what takes time
+
 def backdrop(config, shot, u, device): # -> [T,H,W]
     "Wall and floor."
     rows, columns = (torch.tensor(m, dtype=torch.float32, device=device) for m in background(config, shot, u))
@@ -440,11 +442,31 @@ def scene(config, shots, frames, device): # B clips, frames [B,T] -> light befor
     if config.rich:
         for picture, shot in zip(image, shots): picture.add_(torch.tensor(block_faults(config, shot), dtype=torch.float32, device=device))
     piles = together([pile(*frame_capsules(config, shot, u)) for shot, u in zip(shots, moments)])
-    paint(image.flatten(0, 1), *piles, run=RUN if image.device.type == "cpu" else len(image)*len(moments[0]))
+    paint(image.flatten(0, 1), *piles, run=RUN if image.device.type in FEW else len(image)*len(moments[0]))
     for picture, shot, u in zip(image, shots, moments):
         blocks = torch.tensor(block_noise(config, shot), dtype=torch.float32, device=device)
         picture.add_(blocks[torch.as_tensor((u*len(blocks)).astype(int), device=device)])
     return image
+
+# %% ../../nbs/data/02_scenes.ipynb #d573ad06
+@dataclass(frozen=True)
+class LeakySensor(SensorNoise):
+    "A sensor with hot lines at given places; `line_current` is theirs at the worst pixel."
+    def pattern(self, height, width, theta): # -> gain, dark current and threshold, [3,H,W]
+        gain, dark, level = super().pattern(height, width, theta)
+        leak = self.line_current*np.exp(-5*np.arange(width)/width)
+        dark[height*3//8] += leak.astype(np.float32)
+        if height >= 120: dark[height*3//4] += .6*leak[::-1].astype(np.float32)
+        return np.stack([gain, dark, level])
+
+def sensor() -> SensorNoise: # of the real domain
+    "One camera for all recordings."
+    return LeakySensor(dark_current=.008, gain_std=.04, threshold_std=.03, temporal_std=.1, line_current=1.15, seed=416)
+
+@lru_cache(maxsize=16)
+def dark_light(config) -> float: # light
+    "What the sensor's pixels collect of themselves in a frame, on average."
+    return 0. if config.domain == "sim" else float(sensor().pattern(config.height, config.width, config.theta)[1].mean())
 
 # %% ../../nbs/data/02_scenes.ipynb #3e278089
 def lights(config, shots, frames, device): # frames [B,T] -> exposed light, [B,T,H,W]
@@ -490,26 +512,6 @@ def as_blocks(config, values): # [...,rows,columns] -> [...,H,W]
     size = block_size(config)
     return values.repeat(size, -2).repeat(size, -1)[..., :config.height, :config.width]
 
-# %% ../../nbs/data/02_scenes.ipynb #d573ad06
-@dataclass(frozen=True)
-class LeakySensor(SensorNoise):
-    "A sensor with hot lines at given places; `line_current` is theirs at the worst pixel."
-    def pattern(self, height, width, theta): # -> gain, dark current and threshold, [3,H,W]
-        gain, dark, level = super().pattern(height, width, theta)
-        leak = self.line_current*np.exp(-5*np.arange(width)/width)
-        dark[height*3//8] += leak.astype(np.float32)
-        if height >= 120: dark[height*3//4] += .6*leak[::-1].astype(np.float32)
-        return np.stack([gain, dark, level])
-
-def sensor() -> SensorNoise: # of the real domain
-    "One camera for all recordings."
-    return LeakySensor(dark_current=.008, gain_std=.04, threshold_std=.03, temporal_std=.1, line_current=1.15, seed=416)
-
-@lru_cache(maxsize=16)
-def dark_light(config) -> float: # light
-    "What the sensor's pixels collect of themselves in a frame, on average."
-    return 0. if config.domain == "sim" else float(sensor().pattern(config.height, config.width, config.theta)[1].mean())
-
 # %% ../../nbs/data/02_scenes.ipynb #0d16eb01
 @few_threads
 def expose(
@@ -529,8 +531,12 @@ def expose(
     else: bits = torch.stack([shoot(light[:, b], start[b], noise=sensor(), seed=config.seed*10**6 + int(i)) for b, i in enumerate(indices)], 1)
     return bits.unflatten(0, (25, 11))[:, :10].flatten(0, 1).movedim(1, 0).contiguous()
 
-# %% ../../nbs/data/02_scenes.ipynb #6181fd9a
+# %% ../../nbs/data/02_scenes.ipynb #1dd73e44
 AT_ONCE = 200_000_000  # pixels that a GPU paints together: 10 clips of 240 x 320, about 6 GB
+
+def at_once(config, device) -> int: # clips
+    "How many clips are painted together."
+    return 1 if torch.device(device).type in FEW else max(1, AT_ONCE//(250*config.height*config.width))
 
 @few_threads
 def render(
@@ -539,8 +545,7 @@ def render(
     device="cpu",        # where to paint and to expose
 ) -> Tensor:             # packed bits, uint8 [B,250,ceil(H*W/8)]
     "Clips as the spike camera sees them; the same bits whatever the batch. A GPU paints several at once, a CPU one after the other."
-    indices, device = [int(i) for i in indices], torch.device(device)
-    some = 1 if device.type == "cpu" else max(1, AT_ONCE//(250*config.height*config.width))
+    indices, some, device = [int(i) for i in indices], at_once(config, device), torch.device(device)
     bits = []
     for n in range(0, len(indices), some):
         part = indices[n:n + some]
@@ -583,7 +588,7 @@ def caption(
     pan = f" while the camera pans {'right' if shot.pan > 0 else 'left'}" if abs(shot.pan) > .15 and rng.random() < .7 else ""
     return f"{who} {doing}{where}{light if rng.random() < .7 else ''}{pan}".rstrip(",")
 
-# %% ../../nbs/data/02_scenes.ipynb #b1a0d451
+# %% ../../nbs/data/02_scenes.ipynb #bdd1abbb
 def traits(
     config:SpikeActions, # the data set
     shot:Take,           # the clip's choices
@@ -595,9 +600,9 @@ def traits(
     far = lambda value, low, high, below, above: below if value < low else above if value > high else ""
     seen = dict(build="" if shot.action.frame == "face" else far(body["girth"], .96, 1.13, "slim", "sturdy"), top="dark" if body["dark"] else "light",
                 legs="" if close else "dark" if body["dark_legs"] else "light", hair=("fair" if body["fair"] else "dark") if close else "",
-                pace=far(shot.speed, .3, .7, "slow", "fast"), moves=far(shot.amplitude, .9, 1.08, "small", "wide"), way=direction(shot),
+                pace=far(shot.speed, .3, .7, "slow", "fast"), moves="" if shot.action.label in STEADY else far(shot.amplitude, .9, 1.08, "small", "wide"), way=direction(shot),
                 spot="" if shot.action.travel or close else far(middle*config.height/config.width, .42, .58, "left", "right"),
-                distance="" if close else far(scale, .6, .78, "far", "near"), wall=shot.wall,
+                distance="" if close else far(scale, .64, .78, "far", "near"), wall=shot.wall,
                 contrast="" if shot.wall in ("plain", "shaded") else far(shot.wall_contrast, .035, .07, "faint", "bold"),
                 pattern="" if shot.wall in ("plain", "shaded") else far(shot.wall_scale, .17, .27, "fine", "coarse"),
                 behind=shot.decor, side="left" if shot.decor_x > 0 else "right", light=far(shot.light, .9, 1.1, "dim", "bright"),
@@ -605,10 +610,11 @@ def traits(
     if shot.other: seen["other"] = "dark" if shot.other["dark"] else "light"
     return {name: value for name, value in seen.items() if value}
 
-# %% ../../nbs/data/02_scenes.ipynb #3f162b44
+# %% ../../nbs/data/02_scenes.ipynb #aabec8e9
 WALL_WORDS = dict(plain=("a plain wall", "a bare wall", "an empty wall"), shaded=("a shaded wall", "a wall that fades from side to side"),
-                  striped=("a wall with {} upright stripes", "a wall striped from top to bottom, {}"), banded=("a wall with {} level bands", "a wall banded from side to side, {}"),
-                  chequered=("a wall of {} squares", "a chequered wall, {}"))
+                  striped=("a wall with {} upright stripes", "a wall painted with {} vertical stripes"),
+                  banded=("a wall with {} level bands", "a wall painted with {} horizontal bands"),
+                  chequered=("a wall of {} squares", "a wall chequered in {} squares"))
 WORDS = dict(
     pace=dict(slow=("slowly", "at a slow pace", "without haste"), fast=("quickly", "fast", "at a quick pace")),
     moves=dict(small=("with small movements", "with little effort"), wide=("with wide movements", "with big movements")),
@@ -618,7 +624,7 @@ WORDS = dict(
     camera=dict(left=("while the camera pans left", "as the camera turns to the left"), right=("while the camera pans right", "as the camera turns to the right"),
                 still=("filmed by a camera that stands still", "in a steady shot"), shaky=("filmed by an unsteady camera", "in a shaky shot")))
 
-# %% ../../nbs/data/02_scenes.ipynb #58ae8e68
+# %% ../../nbs/data/02_scenes.ipynb #95c626d5
 def person_words(seen, say): # -> str
     "Who it is: build, clothes, hair."
     top, legs, clothes = seen["top"], seen.get("legs"), ""
@@ -630,9 +636,9 @@ def person_words(seen, say): # -> str
 
 def wall_words(seen, say): # -> str
     "The wall, and what stands before it."
-    how = " ".join(w for w in (seen.get("contrast"), {"coarse": say("broad", "wide"), "fine": say("narrow", "fine")}.get(seen.get("pattern"))) if w)
-    wall = " ".join(say(*WALL_WORDS[seen["wall"]]).format(how).removesuffix(", ").split())
-    beside = say(f"with a {seen['behind']} on the {seen['side']}", f"and a {seen['behind']} to the {seen['side']}") if "behind" in seen else ""
+    how = " ".join(w for w in (seen.get("contrast"), {"coarse": say("broad", "wide"), "fine": say("narrow", "small")}.get(seen.get("pattern"))) if w)
+    wall = " ".join(say(*WALL_WORDS[seen["wall"]]).format(how).split())  # without the gap that no word leaves
+    beside = f"with a {seen['behind']} {say('on the', 'to the')} {seen['side']}" if "behind" in seen else ""
     return " ".join(w for w in (say("in front of", "before", "against"), wall, beside) if w)
 
 def rich_caption(config, shot): # -> str
@@ -685,7 +691,7 @@ def claim(config, folder): # -> Path
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(mark, "w") as f: json.dump(settings, f, indent=1)
 
-# %% ../../nbs/data/02_scenes.ipynb #1e06b858
+# %% ../../nbs/data/02_scenes.ipynb #701a0371
 def generate(
     config:SpikeActions,  # the data set
     folder,               # where to; made if it is not there
@@ -702,11 +708,13 @@ def generate(
     rows = [describe(config, i) for i in range(len(config))]
     for sub in {Path(r["file"]).parent for r in rows}: (folder/sub).mkdir(parents=True, exist_ok=True)
     todo, began = [i for i, r in enumerate(rows) if not (folder/r["file"]).exists()], time.perf_counter()
-    for n, i in enumerate(todo, 1):
-        write_dat(folder/rows[i]["file"], render(config, [i], device)[0].cpu(), config.height, config.width)
-        if progress and (n % 100 == 0 or n == len(todo)):
-            rate = n/(time.perf_counter() - began)
-            print(f"\rSpikeActions: {len(rows) - len(todo) + n:,} of {len(rows):,} clips, {rate:.0f} a second, {(len(todo) - n)/rate:.0f} s left ", end="", flush=True)
+    some = at_once(config, device)
+    for n in range(0, len(todo), some):
+        part, done = todo[n:n + some], min(n + some, len(todo))
+        for i, bits in zip(part, render(config, part, device).cpu()): write_dat(folder/rows[i]["file"], bits, config.height, config.width)
+        if progress and (done//100 > n//100 or done == len(todo)):
+            rate = done/(time.perf_counter() - began)
+            print(f"\rSpikeActions: {len(rows) - len(todo) + done:,} of {len(rows):,} clips, {rate:.0f} a second, {(len(todo) - done)/rate:.0f} s left ", end="", flush=True)
     if progress: print()
     write_metadata(folder, rows)
     return folder

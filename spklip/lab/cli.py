@@ -87,14 +87,15 @@ def view(args) -> None:
     images[0].save(out, **more)
     print(f"{out}: {args.what}, " + (f"frame {frame}" if len(images) == 1 else f"{len(images)} frames of {len(stream)}, {args.fps} a second"))
 
-# %% ../../nbs/lab/04_cli.ipynb #d1f1f6e9
+# %% ../../nbs/lab/04_cli.ipynb #f609358a
 def data(args) -> None:
     "spklip data KIND FOLDER: make SpikeActions, Weizmann or ARID, or check what is in a folder."
     if args.kind == "check": return check(args.folder)
     if args.kind == "spike-actions":
-        from spklip.data.scenes import generate
+        from spklip.data.scenes import SpikeActions, generate
         from spklip.train import preset_of
-        generate(preset_of(args.preset).scenes, args.folder)
+        own = {name: value for name in ("classes", "domain", "height", "width") if (value := getattr(args, name))}
+        generate(SpikeActions(**own, seed=args.seed) if own else preset_of(args.preset).scenes, args.folder, device=args.device)
         return check(args.folder)
     from spklip.data import video
     from spklip.data.conversion import Encoding, convert
@@ -320,7 +321,7 @@ def of_size(parser, why="read from metadata.jsonl beside the file when not given
 
 PRESETS = "smoke", "laptop", "gpu", "paper"
 
-# %% ../../nbs/lab/04_cli.ipynb #ed8296a7
+# %% ../../nbs/lab/04_cli.ipynb #ccd5fac0
 def looking(commands) -> None:
     "info, view."
     p = add(commands, info, "spklip info car.dat --height 250 --width 400 --rate 20000")
@@ -344,9 +345,12 @@ def making(commands) -> None:
     p.add_argument("kind", choices=("spike-actions", "weizmann", "arid", "check"), help="what to make; check looks a folder over")
     p.add_argument("folder", metavar="FOLDER", help="the data set")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="size of spike-actions (laptop)")
+    p.add_argument("--classes", type=count, help="spike-actions of your own instead of a preset: 51 is all")
+    p.add_argument("--domain", choices=("sim", "real"), help="the same: converted video, or a camera in a laboratory")
+    p.add_argument("--device", default="cpu", help="where spike-actions are drawn: cpu or cuda (cpu)")
     p.add_argument("--source", metavar="PATH", help="weizmann: silhouettes.npz; arid: the folder of videos")
-    p.add_argument("--seed", type=int, default=0, help="of the split of weizmann and arid, and of their copies (0)")
-    of_size(p, "of weizmann and arid (32 x 40)")
+    p.add_argument("--seed", type=int, default=0, help="of spike-actions of your own; of the split of weizmann and arid, and of their copies (0)")
+    of_size(p, "of a frame (32 x 40)")
 
 # %% ../../nbs/lab/04_cli.ipynb #6e5062ff
 def converting(commands) -> None:
