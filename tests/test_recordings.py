@@ -157,6 +157,20 @@ def test_scenes_are_no_defects():
     parts, frames, _ = planted(np.ascontiguousarray(np.broadcast_to(stripes, (240, 120, 160)), np.float32))
     assert not bad_pixels(parts, frames)[64:].any()
 
+def test_what_goes_away_is_no_defect():
+    "A spark and a fly of one pixel each that stay for three quarters of the recording; where they stay for all of it, they cannot be told from defects."
+    scene = np.full((240, 120, 160), 1, np.float32)
+    scene[:180, 30, 40], scene[60:, 80, 90] = 5, 0
+    assert not bad_pixels(*planted(scene)[:2]).any()
+    scene[:, 30, 40], scene[:, 80, 90] = 5, 0
+    kinds = bad_pixels(*planted(scene)[:2])
+    assert KINDS[kinds[30, 40]] == "hot" and KINDS[kinds[80, 90]] == "dead" and (kinds > 0).sum() == 2
+
+def test_a_flipped_recording_has_a_flipped_mask():
+    parts, frames, _ = planted(DISC[:, :90, :150], dead=0.003, hot=0.003, lines=0.03, **FIXED)
+    kinds = bad_pixels(parts, frames)
+    assert (kinds > 0).any() and (bad_pixels(parts[:, ::-1], frames) == kinds[::-1]).all() and (bad_pixels(parts[:, :, ::-1], frames) == kinds[:, ::-1]).all()
+
 def test_neighbours_of_lines_are_not_lines():
     counts = np.full((4, 60, 50), 20) + noise(4, 60, 50)
     rows = [10, 14, 15, 16, 40, 42]
