@@ -122,6 +122,16 @@ def test_traits_are_what_is_drawn():
         assert level < .93 if seen.get("light") == "dim" else level > 1.07 if seen.get("light") == "bright" else .87 < level < 1.13
 
 
+def test_what_stands_behind_is_seen():
+    "A picture without it differs in ten pixels at least, at some moment."
+    for i in range(51, 102):
+        shot = take(ALL, i)
+        frames = [clip_index(shot.frames)[[0, 60, 125, 190, 249]]]
+        if not shot.decor: continue
+        there, away = (scenes.scene(ALL, [s], frames, "cpu") for s in (shot, replace(shot, decor="")))
+        assert ((there - away).abs() > .04).sum((2, 3)).max() >= 10, (shot.decor, shot.action.label)
+
+
 def test_real_is_thirty_classes_of_96_clips_of_other_people():
     assert REAL.classes == 30 and len(REAL) == 96*30 and (REAL.height, REAL.width) == (32, 40)
     assert all(REAL.slot(i)[1] == i % 30 for i in range(len(REAL)))

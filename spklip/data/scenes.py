@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DOMAINS', 'BONES', 'ANCHORS', 'WALLS', 'DECOR', 'SWAPPED', 'AT_ONCE', 'GROUNDS', 'WALL_WORDS', 'WORDS', 'VERSION',
-           'RICH_VERSION', 'SpikeActions', 'actor', 'dress', 'rotate', 'skeleton', 'place', 'Take', 'take', 'enrich',
-           'timing', 'figure', 'actor_capsules', 'heading', 'mirrored', 'frame_capsules', 'camera_path', 'paint',
-           'draw', 'expose', 'at_once', 'render', 'caption', 'traits', 'fingerprint', 'describe', 'claim', 'generate']
+           'RICH_VERSION', 'settle', 'SpikeActions', 'actor', 'dress', 'rotate', 'skeleton', 'place', 'Take', 'take',
+           'enrich', 'timing', 'figure', 'actor_capsules', 'heading', 'mirrored', 'frame_capsules', 'camera_path',
+           'paint', 'draw', 'expose', 'at_once', 'render', 'caption', 'traits', 'fingerprint', 'describe', 'claim',
+           'generate']
 
-# %% ../../nbs/data/02_scenes.ipynb #4531527c
+# %% ../../nbs/data/02_scenes.ipynb #ee97efec
 import hashlib, json, time
 from dataclasses import dataclass, asdict, replace
 from functools import lru_cache, wraps
@@ -19,15 +20,28 @@ from torch import Tensor
 
 from ..camera import SensorNoise, simulate
 from .actions import ACTIONS, CLASSES, FLYING, POINTS, STEADY, THINGS, Action, Stage, at, limb
-from .datasets import METADATA, write_metadata
+from .datasets import METADATA, SPLITS, write_metadata
 from .streams import StreamError, atomic, clip_index, write_dat
 
-# %% ../../nbs/data/02_scenes.ipynb #fd008b47
+# %% ../../nbs/data/02_scenes.ipynb #b55aa835
 # what a setting left at None is; of clips, so many a class
 DOMAINS = dict(
     sim=dict(classes=16, train=200, validation=20, test=40, train_actors=60, validation_actors=10, test_actors=20, firing_rate=.0576),
     real=dict(classes=30, train=48, validation=16, test=32, train_actors=12, validation_actors=4, test_actors=8, firing_rate=.01825))
 
+def settle(config): # of type SpikeActions
+    "Fill in what was left at None; raises `ValueError` for settings that cannot be."
+    if config.domain not in DOMAINS: raise ValueError(f"domain must be {' or '.join(DOMAINS)}, not {config.domain!r}")
+    for name, usual in DOMAINS[config.domain].items():
+        if getattr(config, name) is None: object.__setattr__(config, name, usual*config.classes if name in SPLITS else usual)
+    if not 2 <= config.classes <= len(CLASSES): raise ValueError(f"classes must be 2 to {len(CLASSES)}, not {config.classes}")
+    for name in ("height", "width", "theta", "rate_hz", "firing_rate"):
+        if not getattr(config, name) > 0: raise ValueError(f"{name} must be more than 0, not {getattr(config, name)}")
+    for split in SPLITS:
+        clips, actors = getattr(config, split), getattr(config, f"{split}_actors")
+        if clips < 0 or clips and actors < 1: raise ValueError(f"{split} must be 0 or more and have {split}_actors, not {clips} clips of {actors} actors")
+
+# %% ../../nbs/data/02_scenes.ipynb #8334dcb3
 @dataclass(frozen=True)
 class SpikeActions:
     "The settings of the data set (section 7 of the design, A.2 of the paper); a clip is a pure function of them and its index."
@@ -46,17 +60,7 @@ class SpikeActions:
     firing_rate:float|None = None     # spikes per pixel and frame, mean over clips: 0.0576 and 0.01825 (A.2)
     seed:int = 0
 
-    def __post_init__(self):
-        if self.domain not in DOMAINS: raise ValueError(f"domain must be {' or '.join(DOMAINS)}, not {self.domain!r}")
-        for name, usual in DOMAINS[self.domain].items():
-            if getattr(self, name) is None: object.__setattr__(self, name, usual*self.classes if name in ("train", "validation", "test") else usual)
-        if not 2 <= self.classes <= len(CLASSES): raise ValueError(f"classes must be 2 to {len(CLASSES)}, not {self.classes}")
-        for name in ("height", "width", "theta", "rate_hz", "firing_rate"):
-            if not getattr(self, name) > 0: raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}")
-        for split in ("train", "validation", "test"):
-            clips, actors = getattr(self, split), getattr(self, f"{split}_actors")
-            if clips < 0 or clips and actors < 1: raise ValueError(f"{split} must be 0 or more and have {split}_actors, not {clips} clips of {actors} actors")
-
+    def __post_init__(self): settle(self)
     def __len__(self): return self.train + self.validation + self.test
 
     @property
@@ -70,14 +74,13 @@ class SpikeActions:
 
     def cast(self, split:str) -> range: # actor numbers
         "The people of a split."
-        sizes = dict(train=self.train_actors, validation=self.validation_actors, test=self.test_actors)
-        first = sum(sizes[s] for s in list(sizes)[:list(sizes).index(split)])
-        return range(first, first + sizes[split])
+        sizes, k = (self.train_actors, self.validation_actors, self.test_actors), SPLITS.index(split)
+        return range(sum(sizes[:k]), sum(sizes[:k + 1]))
 
     def slot(self, index:int) -> tuple: # split, class and actor number of a clip
         "Splits follow each other; inside a split the classes take turns, then the actors."
         first = 0
-        for split in ("train", "validation", "test"):
+        for split in SPLITS:
             size, people = getattr(self, split), self.cast(split)
             if first <= index < first + size:
                 turn, kind = divmod(index - first, self.classes)
@@ -172,9 +175,9 @@ def place(
     if action.props != "bar": points[..., 1] += .04 - points[..., 1].min(1, keepdims=True) + np.reshape(pose.get("lift", 0.), (-1, 1))
     return points
 
-# %% ../../nbs/data/02_scenes.ipynb #5eeab110
+# %% ../../nbs/data/02_scenes.ipynb #f14dc5b2
 WALLS = ("plain", "striped", "banded", "chequered", "shaded")
-DECOR = ("", "", "post", "lamp", "bench", "shelf")
+DECOR = ("", "", "post", "lamp", "shelf", "bench")  # no bench in close-ups: it would be below the frame
 
 @dataclass(frozen=True)
 class Take:
@@ -215,7 +218,7 @@ def enrich(config, shot): # -> Take
     wall, light = pick(.26, .32), 1 + (shot.light - 1)*.67
     shot = replace(shot, amplitude=1 + (shot.amplitude - .99)*1.7, size=shot.size*pick(.84, 1.02), wall_light=wall, floor_light=wall*pick(.75, 1.15),
                    wall_contrast=pick(.02, .09), wall_scale=pick(.1, .34), light=light, other=other, faults=pick(.25, .35), ground=2. if close else shot.ground,
-                   yaw=shot.yaw - .7*shift if other else shot.yaw, decor=DECOR[rng.integers(len(DECOR))], decor_x=pick(.1, .22)*(1 if rng.random() < .5 else -1))
+                   yaw=shot.yaw - .7*shift if other else shot.yaw, decor=DECOR[rng.integers(len(DECOR) - 1 if close else len(DECOR))], decor_x=pick(.1, .22)*(1 if rng.random() < .5 else -1))
     if config.domain == "sim": return shot
     return replace(shot, pan=0., shake=0., noise=0., faults=0., wall=("plain", "banded", "shaded")[rng.integers(3)])
 
@@ -305,12 +308,12 @@ def framing(config, shot): # -> scale, x and y of the actor's origin; all in fra
     free = max(0, aspect - (high - low)*scale - .04)
     return scale, .5*(aspect - (low + high)*scale + free*shot.x), shot.ground
 
-# %% ../../nbs/data/02_scenes.ipynb #acdc3b40
+# %% ../../nbs/data/02_scenes.ipynb #3f0fab71
 def decor(shot, aspect): # -> list of (from, to: x and y in frame heights, radius, shade)
     "What stands behind: one of four things, at the left or at the right."
     x, y, shade = (shot.decor_x if shot.decor_x > 0 else aspect + shot.decor_x), min(shot.ground, 1.1) - .1, shot.wall_light*(1.7 if shot.decor == "lamp" else .4)
     return dict(post=[((x, -.2), (x, y), .035, shade)], lamp=[((x, .16), (x, .16), .075, shade), ((x, .2), (x, y), .012, shade)],
-                bench=[((x - .1, y - .16), (x + .1, y - .16), .025, shade), ((x - .08, y - .16), (x - .08, y), .015, shade), ((x + .08, y - .16), (x + .08, y), .015, shade)],
+                bench=[((x - .1, y - .16), (x + .1, y - .16), .025, shade), *(((x + leg, y - .16), (x + leg, y), .015, shade) for leg in (-.08, .08))],
                 shelf=[((x - .12, h), (x + .12, h), .025, shade) for h in (.15, .32)]).get(shot.decor, [])
 
 # %% ../../nbs/data/02_scenes.ipynb #fd8f339f
@@ -427,8 +430,12 @@ def few_threads(f): # a function of a configuration and more
         finally: torch.set_num_threads(threads)
     return alone
 
-# %% ../../nbs/data/02_scenes.ipynb #eeda3770
-FEW = "cpu",  # kinds of devices that are quicker with one clip at a time, in boxes that fit 50 frames; others have so many hands that starting is what takes time
+# %% ../../nbs/data/02_scenes.ipynb #3412850e
+FEW = "cpu",  # kinds of devices that are quicker with one clip at a time, a few frames at a time; others have so many hands that starting is what takes time
+
+def boxed(config) -> int: # frames
+    "How many frames a capsule is painted into at once: as many as stay in the cache, for small pictures all that share an order."
+    return max(5, min(RUN, 400_000//(config.height*config.width)))
 
 def backdrop(config, shot, u, device): # -> [T,H,W]
     "Wall and floor."
@@ -442,7 +449,7 @@ def scene(config, shots, frames, device): # B clips, frames [B,T] -> light befor
     if config.rich:
         for picture, shot in zip(image, shots): picture.add_(torch.tensor(block_faults(config, shot), dtype=torch.float32, device=device))
     piles = together([pile(*frame_capsules(config, shot, u)) for shot, u in zip(shots, moments)])
-    paint(image.flatten(0, 1), *piles, run=RUN if image.device.type in FEW else len(image)*len(moments[0]))
+    paint(image.flatten(0, 1), *piles, run=boxed(config) if image.device.type in FEW else len(image)*len(moments[0]))
     for picture, shot, u in zip(image, shots, moments):
         blocks = torch.tensor(block_noise(config, shot), dtype=torch.float32, device=device)
         picture.add_(blocks[torch.as_tensor((u*len(blocks)).astype(int), device=device)])
@@ -588,7 +595,7 @@ def caption(
     pan = f" while the camera pans {'right' if shot.pan > 0 else 'left'}" if abs(shot.pan) > .15 and rng.random() < .7 else ""
     return f"{who} {doing}{where}{light if rng.random() < .7 else ''}{pan}".rstrip(",")
 
-# %% ../../nbs/data/02_scenes.ipynb #bdd1abbb
+# %% ../../nbs/data/02_scenes.ipynb #c1720957
 def traits(
     config:SpikeActions, # the data set
     shot:Take,           # the clip's choices
@@ -600,7 +607,8 @@ def traits(
     far = lambda value, low, high, below, above: below if value < low else above if value > high else ""
     seen = dict(build="" if shot.action.frame == "face" else far(body["girth"], .96, 1.13, "slim", "sturdy"), top="dark" if body["dark"] else "light",
                 legs="" if close else "dark" if body["dark_legs"] else "light", hair=("fair" if body["fair"] else "dark") if close else "",
-                pace=far(shot.speed, .3, .7, "slow", "fast"), moves="" if shot.action.label in STEADY else far(shot.amplitude, .9, 1.08, "small", "wide"), way=direction(shot),
+                pace=far(shot.speed, .3, .7, "slow", "fast"), way=direction(shot),
+                moves="" if shot.action.label in STEADY else far(shot.amplitude, .9, 1.08, "small", "wide"),
                 spot="" if shot.action.travel or close else far(middle*config.height/config.width, .42, .58, "left", "right"),
                 distance="" if close else far(scale, .64, .78, "far", "near"), wall=shot.wall,
                 contrast="" if shot.wall in ("plain", "shaded") else far(shot.wall_contrast, .035, .07, "faint", "bold"),
