@@ -1,14 +1,22 @@
 "Video to spikes at scale: what goes in comes out, whatever is in the way"
-import json
+import json, os, resource, signal, subprocess, sys, time
+from collections import Counter, defaultdict
 from functools import partial
+from pathlib import Path
+import av
 import numpy as np
 import pytest
-from spklip.camera import simulate, tfp, unpack
-from spklip.data.conversion import Encoding, convert, encode, parse_name, readable, video_folder
+from filelock import FileLock
+from spklip.camera import SpikeCamera, simulate, tfp, unpack
+from spklip.data import conversion
+from spklip.data.conversion import Encoding, convert, encode, hmdb51, parse_name, readable, ucf101, video_folder, with_prompts
 from spklip.data.datasets import SpikeDataset, check, read_metadata
+from spklip.data.interpolation import in_between
 from spklip.data.streams import StreamError, clip_index, read_dat
-from spklip.data.video import decode, frames_of, interpolate, weizmann
+from spklip.data.video import VideoClip, decode, frames_of, video_view, weizmann
+from spklip.lab import cli
 from spklip.lab.notebooks import real_data
+from conftest import ROOT
 from test_video import clip, film, images, light, silhouettes
 
 HOW = Encoding(24, 30, 10)
@@ -18,11 +26,12 @@ def contents(folder): return {f.name: f.read_bytes() for f in folder.glob("*.dat
 def test_a_clip_is_what_a_model_would_read_of_all():
     key = light(24, 30, 40)
     every, part = (np.concatenate(list(encode(key, Encoding(24, 30, 10, frames=f), 5))) for f in ("all", "clip"))
-    assert (every == simulate(np.concatenate(list(interpolate(key, 10))), 5.0, charge="random", seed=5, packed=True)).all()
+    assert (every == simulate(np.concatenate(list(in_between(key, 10))), 5.0, charge="random", seed=5, packed=True)).all()
     assert (part == every[clip_index(400)]).all()
     rate = unpack(every, 24, 30).mean(0)*5
     assert np.abs(rate - key.mean(0)/255).max() < 0.05
-    with pytest.raises(ValueError): list(encode(key, Encoding(24, 30, 10, frames="some")))
+    for wrong in (dict(frames="some"), dict(fit="stretch"), dict(interpolate="guess")):
+        with pytest.raises(ValueError, match=next(iter(wrong))): Encoding(24, 30, 10, **wrong)
 
 def test_convert_goes_on_past_bad_videos_and_does_only_what_is_missing(tmp_path):
     good, bad = film(tmp_path/"good.mp4", images()), tmp_path/"bad.avi"
@@ -94,3 +103,252 @@ def test_nothing_of_the_machine_is_in_the_metadata(tmp_path):
     clips = weizmann(silhouettes(tmp_path/"s.npz"), copies=1)
     assert convert(clips[:12], tmp_path/"set", Encoding(32, 40, 10), progress=False) == []
     assert str(tmp_path) not in (tmp_path/"set"/"metadata.jsonl").read_text()
+
+
+# ---- whatever happens on the way
+
+def drawn(height, width, k, wait=0., killed=None):
+    "Noise, made slowly; with the name of a file, whoever makes it is killed: \"always\", or once, which the file then remembers."
+    if killed == "always" or killed and not os.path.exists(killed):
+        if killed != "always": Path(killed).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(wait)
+    return np.random.default_rng(k).integers(0, 255, (30, height, width), dtype=np.uint8)
+
+def noisy(n, **more): return [clip(partial(drawn, k=k, **more), f"c{k}", fps=25.0) for k in range(n)]
+def everything(folder): return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != ".lock"}
+def alone(clips, folder, how=HOW): convert(clips, folder, how, progress=False); return everything(folder)
+
+def test_a_worker_of_two_is_killed(tmp_path):
+    "loky: the clip that kills once is made, the one that kills always has failed, its neighbours are innocent."
+    clips = noisy(6, wait=0.05)
+    reference = alone(clips, tmp_path/"alone")
+    once = clip(partial(drawn, k=2, killed=str(tmp_path/"flag")), "c2", fps=25.0)
+    failed = convert([*clips[:2], once, clip(partial(drawn, k=0, killed="always"), "bad", fps=25.0), *clips[3:]], tmp_path/"set", HOW, progress=False, jobs=2)
+    assert [f["name"] for f in failed] == ["bad"] and "died" in failed[0]["reason"] and (tmp_path/"flag").exists()
+    rows = [r | {"made_by": ""} for r in read_metadata(tmp_path/"set")]
+    assert rows == [r | {"made_by": ""} for r in read_metadata(tmp_path/"alone")] and contents(tmp_path/"set") == contents(tmp_path/"alone")
+    assert set(everything(tmp_path/"set")) == {*reference, "failed.jsonl"}  # no half files, no journals
+
+def test_a_dask_cluster_of_two_workers_loses_one(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    clips = noisy(6, wait=0.05)
+    reference = alone(clips, tmp_path/"alone")
+    clips[2] = clip(partial(drawn, k=2, killed=str(tmp_path/"flag")), "c2", fps=25.0)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        assert convert(clips, tmp_path/"set", HOW, progress=False, backend="dask", scheduler=cluster.scheduler_address) == []
+    assert (tmp_path/"flag").exists() and contents(tmp_path/"set") == contents(tmp_path/"alone")
+    assert set(everything(tmp_path/"set")) == set(reference)
+
+def test_dask_that_is_missing_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    with pytest.raises(ImportError, match=r"spklip\[dask\]"): convert(noisy(1), tmp_path, HOW, backend="dask")
+    with pytest.raises(ValueError, match="expected loky, dask or sequential"): convert(noisy(1), tmp_path, HOW, backend="spark")
+
+def program(text, *words, **more):
+    "A Python process of its own that knows this file."
+    head = "import sys; sys.path.insert(0, sys.argv[1]); from test_conversion import *\n"
+    return subprocess.Popen([sys.executable, "-c", head + text, str(ROOT/"tests"), *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **more)
+
+def rows_in_journals(folder): return {row["file"]: row for row in conversion._journal(folder)[1].values()} if folder.exists() else {}
+
+def test_killed_with_sigkill_nothing_is_lost_or_half(tmp_path):
+    clips, folder = noisy(10, wait=0.2), tmp_path/"set"
+    reference = alone(noisy(10), tmp_path/"alone")
+    run = program("convert(noisy(10, wait=0.2), sys.argv[2], HOW, jobs=2)", folder)
+    while len(rows_in_journals(folder)) < 3: assert run.poll() is None, run.stderr.read(); time.sleep(0.02)
+    run.kill(); run.wait()
+    time.sleep(1)  # a worker that lost its parent ends with the clip it has
+    finished = rows_in_journals(folder)
+    known = read_metadata(folder) if (folder/"metadata.jsonl").exists() else []
+    assert len(known) < len(finished) < 10  # some are only in the journals
+    (folder/".c9.dat.1.part").write_bytes(b"half")
+    times = {f: (folder/f).stat().st_mtime_ns for f in finished}
+    assert convert(clips, folder, HOW, progress=False) == []
+    assert {f: (folder/f).stat().st_mtime_ns for f in finished} == times  # what was finished was not made again
+    same = {k: v for k, v in everything(folder).items() if k.endswith(".dat")}
+    assert same == contents(tmp_path/"alone") and set(everything(folder)) == set(reference)
+
+def test_a_full_disk_stops_and_spoils_nothing(tmp_path):
+    "Files may not grow beyond 30,000 bytes: whole clips of 24 x 30 fit, the one of 48 x 60 does not, and comes when the disk is larger."
+    text = """resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000)); clips = noisy(4)
+try: convert(clips, sys.argv[2], HOW); convert([*clips, *noisy(6)[4:]], sys.argv[3], Encoding(48, 60, 10))
+except OSError as e: sys.exit(e.errno)"""
+    run = program(text, tmp_path/"small", tmp_path/"large")
+    assert run.wait() == 27, run.stderr.read()  # EFBIG
+    assert check(tmp_path/"small") == [] and set(everything(tmp_path/"large")) == {f for f in everything(tmp_path/"large") if f.startswith(".journal")}
+    assert everything(tmp_path/"small") == alone(noisy(4), tmp_path/"alone")
+    assert alone(noisy(6), tmp_path/"large", Encoding(48, 60, 10)) == alone(noisy(6), tmp_path/"more", Encoding(48, 60, 10))
+
+def test_a_disk_that_fills_half_way(tmp_path, monkeypatch):
+    def full(path, chunks, *size):
+        if path.name == "c3.dat": raise OSError(28, "No space left on device", str(path))
+        return write(path, chunks, *size)
+    write = conversion.write_dat
+    monkeypatch.setattr(conversion, "write_dat", full)
+    with pytest.raises(OSError, match="No space left"): convert(noisy(6), tmp_path/"set", HOW, progress=False)
+    assert [r["file"] for r in read_metadata(tmp_path/"set")] == ["c0.dat", "c1.dat", "c2.dat"] and not (tmp_path/"set"/"failed.jsonl").exists()
+    monkeypatch.undo()
+    assert alone(noisy(6), tmp_path/"set") == alone(noisy(6), tmp_path/"alone")
+
+def test_an_error_nobody_foresaw_is_the_clips_own(tmp_path):
+    clips = [*noisy(2), clip(partial(drawn, k="no number"), "odd", fps=25.0)]
+    failed = convert(clips, tmp_path, HOW, progress=False)
+    assert [f["name"] for f in failed] == ["odd"] and "Error: " in failed[0]["reason"] and len(read_metadata(tmp_path)) == 2
+
+def test_a_journal_that_was_cut_counts_as_far_as_it_goes(tmp_path):
+    convert(noisy(3), tmp_path, HOW, progress=False)
+    lines = (tmp_path/"metadata.jsonl").read_text().splitlines()
+    (tmp_path/"metadata.jsonl").unlink()
+    notes = [json.dumps(dict(row=json.loads(line))) for line in lines]
+    (tmp_path/".journal.host.1.jsonl").write_text("\n" + notes[0] + "\n\n" + notes[1][:40])
+    (tmp_path/".journal.host.2.jsonl").write_text("\n" + json.dumps(dict(begun="c2.dat")) + "\n\n" + notes[2] + "\n")
+    times = {f.name: f.stat().st_mtime_ns for f in tmp_path.glob("*.dat")}
+    convert(noisy(3), tmp_path, HOW, progress=False)
+    assert [f.name for f in sorted(tmp_path.glob("*.dat")) if f.stat().st_mtime_ns != times[f.name]] == ["c1.dat"]
+    assert (tmp_path/"metadata.jsonl").read_text().splitlines() == lines
+
+def test_other_settings_by_mistake_cost_what_was_begun(tmp_path):
+    class Stop(Exception): pass
+    convert(noisy(4), tmp_path, HOW, progress=False)
+    before, times = everything(tmp_path), {f.name: f.stat().st_mtime_ns for f in tmp_path.glob("*.dat")}
+    other = noisy(4)
+    other[2] = clip(lambda h, w: (_ for _ in ()).throw(KeyboardInterrupt), "c2", fps=25.0)
+    with pytest.raises(KeyboardInterrupt): convert(other, tmp_path, Encoding(24, 30, 10, theta=2.0), progress=False)
+    assert [r["file"] for r in read_metadata(tmp_path)] == ["c0.dat", "c1.dat"]
+    convert(noisy(4), tmp_path, HOW, progress=False)
+    assert everything(tmp_path) == before
+    assert [f.name for f in sorted(tmp_path.glob("*.dat")) if f.stat().st_mtime_ns == times[f.name]] == ["c3.dat"]
+
+def test_clips_not_asked_for_are_kept(tmp_path):
+    convert(noisy(4), tmp_path, HOW, progress=False)
+    before, times = everything(tmp_path), {f.name: f.stat().st_mtime_ns for f in tmp_path.glob("*.dat")}
+    convert(noisy(2), tmp_path, HOW, progress=False)
+    assert len(read_metadata(tmp_path)) == 2 and check(tmp_path) == [] and "c3.dat" in (tmp_path/"unused.jsonl").read_text()
+    convert(noisy(4), tmp_path, HOW, progress=False)
+    assert everything(tmp_path) == before and times == {f.name: f.stat().st_mtime_ns for f in tmp_path.glob("*.dat")}
+
+def test_one_writer_at_a_time(tmp_path):
+    with FileLock(tmp_path/".lock"), pytest.raises(StreamError, match="another conversion"): convert(noisy(1), tmp_path, HOW)
+    assert convert(noisy(1), tmp_path, HOW, progress=False) == []
+
+def test_the_metadata_of_before_did_not_change():
+    "Recordings that models were trained on are found again by this text."
+    assert str(Encoding(32, 40)) == "height=32 width=40 factor=10 theta=5.0 charge=random frames=clip fit=crop gamma=1.0 seed=0"
+    made_by = "spklip.data.video npz=silhouettes.npz key=a_bend copy=0 seconds=1.12 seed=0 height=32 width=40 factor=10 theta=5.0 charge=random frames=clip fit=crop gamma=1.0 seed=0"
+    view = partial(drawn, npz="some/where/silhouettes.npz", key="a_bend", copy=0, seconds=1.12, seed=0)
+    assert conversion._made_by(clip(view, "a"), Encoding(32, 40)) == made_by
+    assert str(Encoding(32, 40, device="cuda")).endswith("seed=0 device=cuda")
+
+def test_progress_has_a_rate_and_the_time_left():
+    assert conversion._pace(10, 6849, 1, 20) == "10 of 6,849 clips, 30 a minute, 3.8 h left, 1 failed".replace("3.8 h", f"{6839*2/3600:.0f} h")
+    assert "90 s left" in conversion._pace(10, 100, 0, 10) and "5 min left" in conversion._pace(100, 400, 0, 100)
+
+def repeat(path, out, times):
+    "A long video from a short one: its packets again and again."
+    with av.open(str(path)) as short, av.open(str(out), "w") as long:
+        packets = [(bytes(p), p.is_keyframe) for p in short.demux(video=0) if p.size]
+        stream = long.add_stream_from_template(short.streams.video[0])
+        for n in range(times*len(packets)):
+            data, first = packets[n % len(packets)]
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts, packet.time_base, packet.is_keyframe = stream, n, n, 1/stream.average_rate, first
+            long.mux(packet)
+
+def test_memory_does_not_grow_with_the_video(tmp_path):
+    "3,000 frames of 480 x 640 are 0.9 GB; the process that converts them stays below the gigabyte by far."
+    short = film(tmp_path/"short.avi", np.stack([np.roll(np.indices((480, 640)).sum(0) % 256, 7*t, 1).astype(np.uint8) for t in range(10)]))
+    repeat(short, tmp_path/"long.avi", 300)
+    text = """convert([clip(Path(sys.argv[2]), "long")], sys.argv[3], Encoding(480, 640, 2), progress=False)
+sys.exit(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//10000)"""
+    run = program(text, tmp_path/"long.avi", tmp_path/"set")
+    tens = run.wait()
+    assert read_metadata(tmp_path/"set")[0]["frames"] == 250, run.stderr.read()
+    print(f"{10*tens} MB")
+    assert 10 < tens < 60, f"{10*tens} MB"
+
+# ---- official splits
+
+def archive(folder, names):
+    "Videos at their places, two lengths."
+    for i, name in enumerate(names):
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        film(folder/name, images(26 + i % 2))
+
+@pytest.fixture(scope="module")
+def small_hmdb51(tmp_path_factory):
+    "Two classes of 8 videos; split 2 leaves two unused that split 1 trains on."
+    top = tmp_path_factory.mktemp("hmdb51")
+    names = {label: [f"Film{k//2}_{label}_f_cm_np1_fr_med_{k}.avi" for k in range(8)] for label in ("wave", "brush_hair")}
+    archive(top/"videos", [f"{label}/{n}" for label, ns in names.items() for n in ns[:-1]])  # the last of each is missing
+    (top/"lists").mkdir()
+    for label, ns in names.items():
+        for split, use in ((1, "11111122"), (2, "00111122"), (3, "22111111")):
+            (top/"lists"/f"{label}_test_split{split}.txt").write_text("".join(f"{n} {u} \n" for n, u in zip(ns, use)))
+    return top
+
+def test_hmdb51_by_its_lists(small_hmdb51):
+    for split, count in ((1, 16), (2, 12), (3, 16)):
+        clips, missing = hmdb51(small_hmdb51/"videos", small_hmdb51/"lists", split, validation=0.3)
+        assert len(clips) + len(missing) == count and sorted(missing) == ["Film3_brush_hair_f_cm_np1_fr_med_7.avi", "Film3_wave_f_cm_np1_fr_med_7.avi"]
+        assert {c.label for c in clips} == {"wave", "brush_hair"} and {c.split for c in clips} == {"train", "validation", "test"}
+        assert {c.group for c in clips if c.split == "test"} == {f"{c}/Film{3 if split < 3 else 0}" for c in ("wave", "brush_hair")}
+        homes = defaultdict(set)
+        for c in clips: homes[c.group].add(c.split)
+        assert all(len(h) == 1 for h in homes.values())
+    with pytest.raises(StreamError, match="no lists"): hmdb51(small_hmdb51/"videos", small_hmdb51/"videos")
+
+def test_ucf101_by_its_lists(tmp_path):
+    names = [f"YoYo/v_YoYo_g{g:02}_c{c:02}.avi" for g in range(1, 7) for c in (1, 2)] + ["HandstandPushups/v_HandStandPushups_g01_c01.avi"]
+    archive(tmp_path/"UCF-101", names)
+    (tmp_path/"trainlist02.txt").write_text("".join(f"{n} 1\r\n" for n in names[4:]))
+    (tmp_path/"testlist02.txt").write_text("".join(f"{n}\r\n" for n in [*names[:4], "YoYo/v_YoYo_g07_c01.avi"]))
+    clips, missing = ucf101(tmp_path/"UCF-101", tmp_path, 2, validation=0.25)
+    assert missing == ["v_YoYo_g07_c01.avi"] and Counter(c.split for c in clips) == {"train": 7, "validation": 2, "test": 4}
+    assert {c.group for c in clips if c.split == "test"} == {"YoYo/g01", "YoYo/g02"} and clips[-1].prompt == "a video of yo yo"
+    assert "HandstandPushups" in {c.label for c in clips}  # the folder's spelling
+
+def test_prompts_from_a_file(small_hmdb51, tmp_path):
+    clips, _ = hmdb51(small_hmdb51/"videos", small_hmdb51/"lists")
+    (tmp_path/"p.csv").write_text('\ufeffbrush hair," holding a brush, often"\nWave,waving\n', encoding="utf-8")
+    assert {(c.label, c.prompt, c.caption) for c in with_prompts(clips, tmp_path/"p.csv")} == {("brush_hair", "holding a brush, often", "holding a brush, often"), ("wave", "waving", "waving")}
+    (tmp_path/"p.csv").write_text("wave,waving\n")
+    with pytest.raises(StreamError, match="no sentence for brush_hair"): with_prompts(clips, tmp_path/"p.csv")
+
+def test_the_command_from_lists_to_a_data_set(small_hmdb51, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = f"convert hmdb51 --videos {small_hmdb51}/videos --splits {small_hmdb51}/lists --out set --height 24 --width 30 --factor 10 --jobs 1".split()
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert "14 of 16 listed videos are here" in out and len((tmp_path/"set"/"missing.txt").read_text().splitlines()) == 2
+    data = SpikeDataset("set", "test")
+    assert data.prompts == ["a video of brush hair", "a video of wave"] and len(data) == 2 and data[0]["packed"].shape == (250, 90)
+    times = {f.name: f.stat().st_mtime_ns for f in (tmp_path/"set").glob("*.dat")}
+    assert cli.main([*command, "--split", "2"]) == 0 and cli.main(command) == 0
+    assert times == {f.name: f.stat().st_mtime_ns for f in (tmp_path/"set").glob("*.dat")}
+    (small_hmdb51/"videos"/"wave"/"Film3_wave_f_cm_np1_fr_med_7.avi").write_bytes(b"RIFF")
+    try: assert cli.main(command) == 1  # some failed
+    finally: (small_hmdb51/"videos"/"wave"/"Film3_wave_f_cm_np1_fr_med_7.avi").unlink()
+    assert "1 of 15 clips failed" in capsys.readouterr().err and "not a whole video" in (tmp_path/"set"/"failed.jsonl").read_text()
+
+@pytest.mark.parametrize("words, says", [
+    ("convert hmdb51 --out set", "give --videos"),
+    ("convert hmdb51 --videos . --out set", "give --splits"),
+    ("convert hmdb51 --videos . --splits . --split train --out set", "splits 1, 2 and 3"),
+    ("convert a.avi --videos . --out set", "--videos goes with one of"),
+    ("convert folder --videos . --split 2 --out set", "official splits are those of"),
+    ("convert hmdb51 --videos . --splits . --out set", "no lists")])
+def test_commands_that_cannot_be(tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words.split()) == 2 and says in capsys.readouterr().err
+
+def test_the_real_lists(tmp_path):
+    lists = real_data("splits")
+    if lists is None: pytest.skip("the lists are not here")
+    (tmp_path/"one.avi").touch()
+    for split in (1, 2, 3):
+        for source, name, classes, train, test in ((hmdb51, "hmdb51_splits", 51, 3570, 1530), (ucf101, "ucf101_splits", 101, None, None)):
+            rows = conversion._listed(lists/name, f"*_test_split{split}.txt") if source is hmdb51 else None
+            clips, missing = source(tmp_path, lists/name, split)
+            assert clips == [] and len(missing) == len(set(missing)) == (5100 if source is hmdb51 else 13320)
+

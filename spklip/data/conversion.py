@@ -6,7 +6,7 @@
 __all__ = ['Encoding', 'encode', 'make_clip', 'workers', 'convert', 'parse_name', 'readable', 'video_folder', 'hmdb51', 'ucf101',
            'with_prompts']
 
-# %% ../../nbs/data/05_conversion.ipynb #6afdf344
+# %% ../../nbs/data/05_conversion.ipynb #14544003
 import json
 import os
 import re
@@ -19,9 +19,11 @@ from contextlib import closing, contextmanager
 from csv import reader
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
+from joblib import Parallel, delayed
 from ..camera import SpikeCamera
 from .datasets import METADATA, UNUSED, assign_splits, read_metadata, write_metadata
 from .interpolation import METHODS, blend_spikes, in_between, interpolator, kept_of
@@ -144,7 +146,27 @@ def _save(folder, clips, rows):
     if rows: write_metadata(folder, [rows[c.name] for c in clips if c.name in rows])
     else: (folder/METADATA).unlink(missing_ok=True)
 
-# %% ../../nbs/data/05_conversion.ipynb #9dca1d8b
+# %% ../../nbs/data/05_conversion.ipynb #c15eb213
+def _on_dask(client, work, items):
+    "Results of a dask cluster as they come. Raises `KilledWorker`, when all others are done, and `OSError` when no workers are left."
+    from dask.distributed import KilledWorker, wait
+    items, pending, killed = iter(items), set(), None
+    while True:
+        try:
+            client.wait_for_workers(1, timeout=60)
+            pending |= {client.submit(work, item, pure=False) for item in islice(items, max(1, 2*sum(client.ncores().values()) - len(pending)))}
+            if not pending: break
+            done, pending = wait(pending, 30, "FIRST_COMPLETED")
+        except TimeoutError:
+            if not client.ncores(): raise OSError("the dask cluster has no workers left") from None
+            continue
+        for future in done:
+            try: yield future.result(timeout=30)
+            except KilledWorker as error: killed = error
+            except TimeoutError: pending.add(future)  # done, and lost with its worker
+    if killed: raise killed
+
+# %% ../../nbs/data/05_conversion.ipynb #3f3d9e51
 @contextmanager
 def workers(
     jobs:int=1,               # processes; of a cluster that exists, all are used
@@ -153,17 +175,14 @@ def workers(
 ):                            # run(work, items) -> the results of work(item), as they come
     "Where clips are made. Raises `ImportError` when dask is asked for and not there."
     if backend not in ("loky", "dask", "sequential"): raise ValueError(f"backend is {backend!r}, expected loky, dask or sequential")
-    if backend == "sequential" or backend == "loky" and jobs < 2:
-        yield map
-        return
-    from joblib import Parallel, delayed, parallel_config
-    def run(work, items): return Parallel(batch_size=1, return_as="generator_unordered")(delayed(work)(item) for item in items)
-    if backend == "loky":
-        with parallel_config("loky", n_jobs=jobs): yield run
-        return
-    try: from dask.distributed import Client
-    except ImportError: raise ImportError('the dask backend needs two more packages: pip install "spklip[dask]"') from None
-    with Client(scheduler) if scheduler else Client(n_workers=jobs, threads_per_worker=1, dashboard_address=None), parallel_config("dask"): yield run
+    if backend == "sequential" or backend == "loky" and jobs < 2: yield map
+    elif backend == "loky":
+        yield lambda work, items: Parallel(jobs, "loky", batch_size=1, return_as="generator_unordered")(delayed(work)(item) for item in items)
+    else:
+        try: import dask.config; from dask.distributed import Client
+        except ImportError: raise ImportError('the dask backend needs two more packages: pip install "spklip[dask]"') from None
+        own = dict(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+        with dask.config.set({"distributed.scheduler.allowed-failures": 0}), Client(scheduler) if scheduler else Client(**own) as client: yield partial(_on_dask, client)
 
 # %% ../../nbs/data/05_conversion.ipynb #2c5f4efc
 def _work(clip, how, folder, threads=None):
