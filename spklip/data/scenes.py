@@ -88,7 +88,7 @@ class SpikeActions:
             first += size
         raise IndexError(f"clip {index} is outside the data set's {len(self)} clips")
 
-# %% ../../nbs/data/02_scenes.ipynb #c7f15e07
+# %% ../../nbs/data/02_scenes.ipynb #e739ba48
 @lru_cache(maxsize=1024)
 def actor(
     config:SpikeActions, # the data set
@@ -103,14 +103,18 @@ def actor(
     body = dict(height=rng.uniform(.9, 1.0), girth=girth, shin=.24*legs, thigh=.24*legs, trunk=.29/legs**.5,
                 arm=.165*rng.uniform(.94, 1.08), forearm=.165*rng.uniform(.94, 1.08), shoulders=.095*girth**.5, hips=.05*girth**.5,
                 dark=dark, upper=upper, lower=lower, skin=rng.uniform(.12, .18) if dark else rng.uniform(.5, .6), hair=rng.uniform(0, .06) if dark else rng.uniform(.2, .9))
-    return body | (dress(rng) if config.rich else dict(thing=.12 if dark else .8))
+    return body | (dress(rng, config.domain) if config.rich else dict(thing=.12 if dark else .8))
 
-def dress(rng) -> dict:
-    "Top, trousers and hair, each dark or light by itself, and things that stand out; shades stay within twice the wall's, and so below 30 spikes."
+def dress(rng, domain) -> dict:
+    """Top, trousers and hair, each dark or light by itself, and things that stand out; shades stay within twice the wall's, and so below 30 spikes.
+
+    The few spikes of the laboratory show only what differs a lot from the wall behind: there all of a person and their things are dark, or all light."""
     top, legs, hair = (bool(rng.random() < .5) for _ in range(3))
+    thing, skin = not top, rng.uniform(.42, .5)
+    if domain == "real": legs, thing, skin = top, top, skin - .28*top
     return dict(dark=top, dark_legs=legs, fair=not hair, upper=rng.uniform(0, .1) if top else rng.uniform(.5, .6),
-                lower=rng.uniform(0, .1) if legs else rng.uniform(.47, .57), skin=rng.uniform(.42, .5),
-                hair=rng.uniform(0, .08) if hair else rng.uniform(.58, .66), thing=.62 if top else .03)
+                lower=rng.uniform(0, .1) if legs else rng.uniform(.47, .57), skin=skin,
+                hair=rng.uniform(0, .08) if hair else rng.uniform(.58, .66), thing=.03 if thing else .62)
 
 # %% ../../nbs/data/02_scenes.ipynb #1be2d60d
 #         from, to, radius in body heights, shade
@@ -175,7 +179,7 @@ def place(
     if action.props != "bar": points[..., 1] += .04 - points[..., 1].min(1, keepdims=True) + np.reshape(pose.get("lift", 0.), (-1, 1))
     return points
 
-# %% ../../nbs/data/02_scenes.ipynb #f14dc5b2
+# %% ../../nbs/data/02_scenes.ipynb #6d5b03b0
 WALLS = ("plain", "striped", "banded", "chequered", "shaded")
 DECOR = ("", "", "post", "lamp", "shelf", "bench")  # no bench in close-ups: it would be below the frame
 
@@ -220,7 +224,9 @@ def enrich(config, shot): # -> Take
                    wall_contrast=pick(.02, .09), wall_scale=pick(.1, .34), light=light, other=other, faults=pick(.25, .35), ground=2. if close else shot.ground,
                    yaw=shot.yaw - .7*shift if other else shot.yaw, decor=DECOR[rng.integers(len(DECOR) - 1 if close else len(DECOR))], decor_x=pick(.1, .22)*(1 if rng.random() < .5 else -1))
     if config.domain == "sim": return shot
-    return replace(shot, pan=0., shake=0., noise=0., faults=0., wall=("plain", "banded", "shaded")[rng.integers(3)])
+    wall = pick(.42, .5) if shot.body["dark"] else pick(.12, .16)
+    return replace(shot, pan=0., shake=0., noise=0., faults=0., wall=("plain", "banded", "shaded")[rng.integers(3)],
+                   wall_light=wall, floor_light=wall*pick(.75, 1.15), wall_contrast=wall*pick(.07, .25), floor_contrast=wall*pick(.07, .25))
 
 # %% ../../nbs/data/02_scenes.ipynb #37ec6939
 def timing(
@@ -595,7 +601,7 @@ def caption(
     pan = f" while the camera pans {'right' if shot.pan > 0 else 'left'}" if abs(shot.pan) > .15 and rng.random() < .7 else ""
     return f"{who} {doing}{where}{light if rng.random() < .7 else ''}{pan}".rstrip(",")
 
-# %% ../../nbs/data/02_scenes.ipynb #c1720957
+# %% ../../nbs/data/02_scenes.ipynb #be115d0b
 def traits(
     config:SpikeActions, # the data set
     shot:Take,           # the clip's choices
@@ -611,7 +617,7 @@ def traits(
                 moves="" if shot.action.label in STEADY else far(shot.amplitude, .9, 1.08, "small", "wide"),
                 spot="" if shot.action.travel or close else far(middle*config.height/config.width, .42, .58, "left", "right"),
                 distance="" if close else far(scale, .64, .78, "far", "near"), wall=shot.wall,
-                contrast="" if shot.wall in ("plain", "shaded") else far(shot.wall_contrast, .035, .07, "faint", "bold"),
+                contrast="" if shot.wall in ("plain", "shaded") else far(shot.wall_contrast/shot.wall_light, .12, .24, "faint", "bold"),
                 pattern="" if shot.wall in ("plain", "shaded") else far(shot.wall_scale, .17, .27, "fine", "coarse"),
                 behind=shot.decor, side="left" if shot.decor_x > 0 else "right", light=far(shot.light, .9, 1.1, "dim", "bright"),
                 camera=far(shot.pan, -.12, .12, "left", "right") or ("still" if abs(shot.pan) < .03 and shot.shake < .004 else "shaky" if shot.shake > .009 else ""))
@@ -664,9 +670,9 @@ def rich_caption(config, shot): # -> str
     words = [f"{where}," if first else "", person_words(seen, say), doing, *details, "" if first else where, tell("light"), tell("camera", .9)]
     return " ".join(w for w in words if w).rstrip(",")
 
-# %% ../../nbs/data/02_scenes.ipynb #04ade791
+# %% ../../nbs/data/02_scenes.ipynb #e97c04d1
 VERSION = 5       # counts up whenever the same settings would draw other clips of the first 16 classes
-RICH_VERSION = 6  # the same for all others
+RICH_VERSION = 7  # the same for all others
 
 def fingerprint(config:SpikeActions) -> str:
     "Sixteen hexadecimal digits that change with any setting and with the drawing itself."
