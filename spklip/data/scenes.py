@@ -179,7 +179,7 @@ def place(
     if action.props != "bar": points[..., 1] += .04 - points[..., 1].min(1, keepdims=True) + np.reshape(pose.get("lift", 0.), (-1, 1))
     return points
 
-# %% ../../nbs/data/02_scenes.ipynb #6d5b03b0
+# %% ../../nbs/data/02_scenes.ipynb #9f6a9f29
 WALLS = ("plain", "striped", "banded", "chequered", "shaded")
 DECOR = ("", "", "post", "lamp", "shelf", "bench")  # no bench in close-ups: it would be below the frame
 
@@ -195,6 +195,7 @@ class Take:
     other:dict|None = None; decor:str = ""; decor_x:float = 0.            # a second person, and what stands behind them at which side
     faults:float = 0.                                                     # how much too bright the worst block is
 
+# %% ../../nbs/data/02_scenes.ipynb #c242faaa
 def take(
     config:SpikeActions, # the data set
     index:int,           # of the clip
