@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 from spklip.data.streams import StreamError
-from spklip.data.video import (ARID, WEIZMANN, VideoClip, arid, crop_box, decode, frame_rate, interpolate, length,
+from spklip.data.video import (ARID, WEIZMANN, VideoClip, arid, crop_box, decode, frame_rate, length,
                                resample, video_view, weizmann, window)
 
 def images(n=30, h=48, w=64):
@@ -56,20 +56,6 @@ def test_boxes_keep_the_aspect(h, w):
         top, left, tall, broad = crop_box(h, w, 240, 320, fit)
         assert broad/tall == pytest.approx(320/240) and top == pytest.approx((h - tall)/2) and left == pytest.approx((w - broad)/2)
         assert (tall <= h + 1e-9 and broad <= w + 1e-9) if fit == "crop" else (tall >= h - 1e-9 and broad >= w - 1e-9)
-
-@pytest.mark.parametrize("factor", [1, 3, 10, 50, 300])
-def test_interpolation_is_the_blend_whatever_the_chunks(factor):
-    key = np.random.default_rng(0).integers(0, 256, (7, 5, 6), dtype=np.uint8)
-    after = np.concatenate([key[1:], key[-1:]]).astype(int)
-    k = np.arange(factor)[:, None, None]
-    expected = (key[:, None]*(factor - k) + after[:, None]*k + factor//2)//factor
-    assert (np.concatenate(list(interpolate(key, factor))) == expected.reshape(-1, 5, 6)).all()
-
-def test_chunks_do_not_show():
-    key = np.random.default_rng(0).integers(0, 256, (12, 240, 320), dtype=np.uint8)
-    parts = list(interpolate(key, 100))
-    assert len(parts) > 3 and max(p.nbytes for p in parts) < 2**24 + 1
-    assert (parts[1][0] == key[len(parts[0])//100]).all()
 
 def silhouettes(path, actors="abcdefghi"):
     "Walkers drawn as blocks that move, in Weizmann's format."
