@@ -69,7 +69,7 @@ def smooth_in_time(
     cosines = torch.cos(math.pi*(torch.arange(filters) % min(orders, k))[:, None]*t)           # [filters,k]
     conv.weight.copy_(cosines[:, :, None, None]*torch.randn(filters, 1, 3, 3)*(4/k))
 
-# %% ../nbs/01_hsfe.ipynb #e5c3e06c
+# %% ../nbs/01_hsfe.ipynb #67cc37a3
 class MTF(nn.Module):
     "Multi-scale temporal filtering: one short-to-long exposure per branch, masks M_i on their frames (section 3.2)."
     def __init__(self, config:HSFEConfig):
@@ -92,10 +92,17 @@ class MTF(nn.Module):
         return torch.cat([F.pad(conv.weight*mask[:, None, None], (0, 0, 0, 0, d, d))
                           for conv, mask, d in zip(self.first, self.masks, drops)])
 
-    def forward(self, blocks:Tensor) -> Tensor: # blocks [n,61,H,W] -> [n,m,H,W]
-        hidden = F.relu_(F.conv2d(blocks, self.weights(), torch.cat([c.bias for c in self.first]), padding=1))
+    def expose(self, blocks:Tensor) -> Tensor: # blocks [n,61,H,W] -> [n,m*filters,H,W]
+        "The first convolution of every branch."
+        return F.conv2d(blocks, self.weights(), torch.cat([c.bias for c in self.first]), padding=1)
+
+    def merge(self, hidden:Tensor) -> Tensor: # [n,m*filters,H,W] -> [n,m,H,W]
+        "The second convolution of every branch."
         return F.conv2d(hidden, torch.cat([c.weight for c in self.second]), torch.cat([c.bias for c in self.second]),
                         padding=1, groups=len(self.windows))
+
+    def forward(self, blocks:Tensor) -> Tensor: # blocks [n,61,H,W] -> [n,m,H,W]
+        return self.merge(F.relu_(self.expose(blocks)))
 
 # %% ../nbs/01_hsfe.ipynb #b54d7a0d
 class SpatialAttention(nn.Module):

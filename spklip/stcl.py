@@ -7,7 +7,7 @@ __all__ = ['SPECIAL', 'CACHE_BYTES', 'learn_wordpiece', 'TextConfig', 'TextEncod
            'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch', 'as_spikes', 'SPKLIP', 'save_pretrained',
            'load_pretrained', 'encode_by_loop']
 
-# %% ../nbs/03_stcl.ipynb #e1055f2d
+# %% ../nbs/03_stcl.ipynb #8398885f
 import json
 import math
 import string
@@ -24,6 +24,7 @@ from transformers import BertConfig, BertModel
 
 from .camera import unpack
 from .hsfe import HSFE, HSFEConfig, hsfe_macs, sub_blocks
+from .fsve import FSVEConfig, SpikingHSFE, SpikingSTARNet
 from .star_net import STARNet, STARNetConfig, star_net_macs
 
 # %% ../nbs/03_stcl.ipynb #69e70bf8
@@ -122,7 +123,7 @@ def contrastive_loss(
     cross_entropy = lambda logits: -(targets*logits.log_softmax(1)).sum(1).mean()
     return cross_entropy(logits) + cross_entropy(logits.T)
 
-# %% ../nbs/03_stcl.ipynb #86b6e76d
+# %% ../nbs/03_stcl.ipynb #6d5ce35f
 @dataclass(frozen=True)
 class SPKLIPConfig:
     "Every size of the model; the defaults are the paper's."
@@ -131,14 +132,15 @@ class SPKLIPConfig:
     text:TextConfig = field(default_factory=TextConfig)
     height:int = 240          # pixels of the sensor
     width:int = 320           # pixels of the sensor
+    fsve:FSVEConfig|None = None # the visual encoder in spikes (section 3.5); None: the ANN
     temperature:float = 0.07  # tau at the start
 
     @classmethod
     def from_dict(cls, d:dict) -> "SPKLIPConfig":
         "The inverse of `dataclasses.asdict`, through json or not."
         tuples = lambda part: {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
-        parts = dict(hsfe=HSFEConfig, star_net=STARNetConfig, text=TextConfig)
-        return cls(**{k: parts[k](**tuples(v)) if k in parts else v for k, v in d.items()})
+        parts = dict(hsfe=HSFEConfig, star_net=STARNetConfig, text=TextConfig, fsve=FSVEConfig)
+        return cls(**{k: parts[k](**tuples(v)) if k in parts and v else v for k, v in d.items()})
 
 def macs(config:SPKLIPConfig) -> int: # multiply-adds of the visual encoder, one clip
     "Multiply-adds of HSFE and STAR-Net for one clip, by formula."
@@ -173,14 +175,15 @@ def as_spikes(
         raise ValueError(f"packed clips of {h}x{w} are uint8 [B,T,{-(-h*w//8)}], spikes are [B,T,H,W]; got {video.dtype} {list(video.shape)}")
     return unpack(video, h, w)
 
-# %% ../nbs/03_stcl.ipynb #dc55b9e1
+# %% ../nbs/03_stcl.ipynb #8ed8f098
 class SPKLIP(nn.Module):
     "Spike streams and sentences in one space: HSFE, STAR-Net, BERT, one temperature (section 3, Fig. 1)."
     def __init__(self, config:SPKLIPConfig=SPKLIPConfig(), tokenizer:Tokenizer|None=None, text:TextEncoder|None=None):
         "`tokenizer` from `learn_wordpiece`, else letters alone; `text`, such as `load_bert` gives, replaces `config.text`."
         super().__init__()
-        self.hsfe = HSFE(config.hsfe)
-        self.star_net = STARNet(config.hsfe.maps, config.star_net)
+        spiking = (config.fsve,) if config.fsve else ()
+        self.hsfe = (SpikingHSFE if spiking else HSFE)(config.hsfe, *spiking)
+        self.star_net = (SpikingSTARNet if spiking else STARNet)(config.hsfe.maps, config.star_net, *spiking)
         self.text = text or TextEncoder(config.text, config.star_net.embed_dim, tokenizer or learn_wordpiece([]))
         self.config = replace(config, text=self.text.config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1/config.temperature)))
@@ -198,10 +201,11 @@ class SPKLIP(nn.Module):
         blocks = sub_blocks(self.spikes(video), self.config.hsfe)
         size, kind = micro_batch(self.config, *blocks.shape[-2:], blocks.device), blocks.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.logit_scale.dtype
-        # batch normalisation must see the whole batch while it learns: then only HSFE is cut into micro-batches
+        # batch normalisation must see the whole batch while it learns: MAPResNet has it, and HSFE too where it spikes
+        if self.training and self.config.fsve: size = blocks.shape[0]*blocks.shape[1]
         per_call = self.hsfe if self.training else lambda x: self.star_net.trunk(self.hsfe(x))
         calls = [per_call(x.to(dtype, memory_format=torch.channels_last)) for x in blocks.flatten(0, 1).split(size)]
-        out = torch.cat(calls)
+        out = torch.cat(calls) if len(calls) > 1 else calls[0]
         return (self.star_net.trunk(out) if self.training else out).unflatten(0, blocks.shape[:2])
     def encode_video(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> unit length, [B,D]
         "Embed spike clips."

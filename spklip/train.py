@@ -63,7 +63,7 @@ class Preset:
     model:SPKLIPConfig = field(default_factory=SPKLIPConfig)
     train:TrainConfig = field(default_factory=TrainConfig)
 
-# %% ../nbs/04_train.ipynb #7ead04d3
+# %% ../nbs/04_train.ipynb #4e12d502
 def small_text(hidden:int=128) -> TextConfig:
     return TextConfig(vocab_size=1024, hidden=hidden, layers=2, heads=4, intermediate=2*hidden)
 
@@ -79,7 +79,7 @@ def presets() -> dict: # name -> Preset
     return {p.name: p for p in (
         Preset("smoke", SpikeActions(classes=4, train=64, validation=16, test=32), smoke, replace(fast, epochs=2, batch_size=16)),
         Preset("laptop", SpikeActions(), thin, fast),
-        Preset("gpu", SpikeActions(height=60, width=80, train=16000, validation=800, test=3200), wide,
+        Preset("gpu", SpikeActions(classes=51, height=60, width=80, train=20400, validation=1020, test=4080), wide,
                replace(fast, epochs=30, batch_size=128, lr=1e-3, workers=8)),
         Preset("paper", SpikeActions(height=240, width=320), SPKLIPConfig(), replace(TrainConfig(), workers=8)))}
 

@@ -33,12 +33,14 @@ def write_json(
     "Write a value as JSON that people can read, atomically."
     with atomic(path) as part: part.write_text(json.dumps(value, indent=1) + "\n")
 
-# %% ../../nbs/lab/01_runs.ipynb #0d791996
+# %% ../../nbs/lab/01_runs.ipynb #d5fafb4f
 def plain(
     config:Any, # dataclasses, dicts, lists, tuples, numbers, strings, None
 ) -> Any:       # the same as JSON has it
-    "A configuration in its canonical form. Raises TypeError for anything that has none."
-    if is_dataclass(config): return {"is": type(config).__name__} | {f.name: plain(getattr(config, f.name)) for f in fields(config)}
+    "A configuration in its canonical form, without the fields that are None. Raises TypeError for anything that has none."
+    if is_dataclass(config):
+        values = {f.name: getattr(config, f.name) for f in fields(config)}
+        return {"is": type(config).__name__} | {k: plain(v) for k, v in values.items() if v is not None}
     if isinstance(config, dict): return {str(k): plain(v) for k, v in config.items()}
     if isinstance(config, (list, tuple)): return [plain(v) for v in config]
     if config is None or isinstance(config, (bool, int, float, str)): return config

@@ -1,0 +1,136 @@
+"Neurons, layers and encoders of FSVE against definitions written out, and against spikingjelly."
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from spklip import fsve
+from spklip.fsve import (FSVEConfig, IntegerLIF, LIF, LIFConfig, Rectangle, SpikeNorm, SpikingAttention, SpikingBottleneck, TDBN, firing, lif_by_steps,
+                         unroll)
+from spklip.stcl import SPKLIP
+from spklip.train import preset_of
+
+def test_trace_by_hand():
+    "decay 0.25, threshold 0.5: 0.3; 0.075+0.3; 0.09375+0.5 fires; 0.4; 0.1+0.4 fires at the threshold itself."
+    assert LIF()(torch.tensor([0.3, 0.3, 0.5, 0.4, 0.4])).tolist() == [0, 0, 1, 0, 1]
+
+def test_a_spike_resets_to_zero_and_nothing_else_remains():
+    assert LIF(LIFConfig(decay=1.))(torch.tensor([3., 0.4, 0.2, 0.])).tolist() == [1, 0, 1, 0]
+
+@pytest.mark.parametrize("lens", [0.2, 0.5, 1.0])
+def test_surrogate_is_its_formula(lens):
+    u = torch.linspace(-2, 2, 401, requires_grad=True)
+    Rectangle.apply(u - 0.5, lens).sum().backward()
+    assert torch.equal(u.grad, ((u.detach() - 0.5).abs() <= lens)/(2*lens))
+
+@pytest.mark.parametrize("shape", [(1, 7), (4, 3, 5, 6, 7), (16, 2, 32, 8, 10)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every second"])
+def test_fused_is_the_plain_way(shape, layout):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    if layout == "channels_last" and len(shape) == 5: x = x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, shape[:2])
+    if layout == "every second": x = torch.randn(*shape[:-1], 2*shape[-1])[..., ::2]
+    config, grad = LIFConfig(decay=0.4, threshold=0.7, lens=0.3), torch.randn(shape)
+    ours, plain = x.detach().requires_grad_(), x.detach().clone().requires_grad_()
+    a, b = fsve.FusedLIF.apply(ours, config), lif_by_steps(plain, config)
+    a.backward(grad); b.backward(grad)
+    assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6)
+
+def test_a_current_repeated_without_memory():
+    "An expanded current, as HSFE gives: its stride in time is 0, its gradient the sum over time."
+    x = torch.randn(1, 3, 8, requires_grad=True)
+    spikes = LIF()(x.expand(4, 3, 8)); spikes.sum().backward()
+    y = x.detach().clone().requires_grad_()
+    lif_by_steps(y.expand(4, 3, 8), LIFConfig()).sum().backward()
+    assert spikes.shape == (4, 3, 8) and torch.allclose(x.grad, y.grad)
+
+def test_spikingjelly_agrees():
+    base = pytest.importorskip("spikingjelly.activation_based.neuron")
+    from spikingjelly.activation_based import surrogate
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, 50)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    node = base.LIFNode(tau=4/3, decay_input=False, v_threshold=0.5, v_reset=0., detach_reset=True, surrogate_function=surrogate.Rect(alpha=1.), step_mode="m")
+    a, b = LIF()(ours), node(theirs)
+    grad = torch.randn_like(x)
+    a.backward(grad); b.backward(grad)
+    assert torch.equal(a, b) and torch.allclose(ours.grad, theirs.grad, atol=1e-5)
+
+@pytest.mark.parametrize("bad", [dict(decay=1.5), dict(threshold=0), dict(lens=-1)])
+def test_neurons_that_cannot_be(bad):
+    with pytest.raises(ValueError, match=str(next(iter(bad)))): LIFConfig(**bad)
+
+@pytest.mark.parametrize("bad", [dict(part="half"), dict(neuron="if"), dict(steps=0), dict(decay=-1)])
+def test_encoders_that_cannot_be(bad):
+    with pytest.raises(ValueError, match=str(next(iter(bad)))): FSVEConfig(**bad)
+
+def test_counts_unroll_to_spikes():
+    counts = IntegerLIF(levels=4)(torch.randn(3, 2, 6, 5, 5))
+    spikes = unroll(counts, 4)
+    assert spikes.shape == (12, 2, 6, 5, 5) and set(spikes.unique().tolist()) == {0, 1}
+    assert torch.equal(spikes.unflatten(0, (3, 4)).mean(1), counts)
+    pool = nn.functional.max_pool2d
+    assert torch.equal(unroll(pool(counts.flatten(0, 1), 2).unflatten(0, (3, 2)), 4), pool(spikes.flatten(0, 1), 2).unflatten(0, (12, 2)))
+    gate = IntegerLIF(levels=4)(torch.randn(3, 2, 6, 5, 5))
+    assert torch.equal(unroll(torch.minimum(counts, gate), 4), spikes*unroll(gate, 4)) # a gate is AND
+
+def test_tdbn_is_its_definition():
+    torch.manual_seed(0)
+    x, norm = 3*torch.randn(4, 6, 3, 5, 7) + 2, TDBN(3, threshold=0.7)
+    mean, var = x.mean((0, 1, 3, 4), keepdim=True), x.var((0, 1, 3, 4), keepdim=True, unbiased=False)
+    assert torch.allclose(norm(x), 0.7*(x - mean)/(var + norm.eps).sqrt(), atol=1e-5)
+    assert torch.allclose(norm.running_mean, 0.1*mean.flatten(), atol=1e-5)
+
+def test_scale_is_a_threshold():
+    "Eq. 10's product with scale is eq. 11's division of the threshold."
+    norm, x = SpikeNorm(alpha=0.8, scale=True), torch.randn(50, 16)
+    with torch.no_grad(): norm.log_scale.fill_(-0.6)
+    assert torch.equal(norm(x), (norm.log_scale.exp()*x >= norm.alpha*x.abs().mean(-1, keepdim=True)).float())
+
+def test_attention_is_a_loop():
+    torch.manual_seed(0)
+    layer, x = SpikingAttention(16, 4), (torch.rand(2, 5, 16) < .4).float()
+    q, k, v, _ = (y.detach() for y in layer.spikes(x))
+    out = torch.zeros(2, 5, 16)
+    for b in range(2):
+        for h in range(4):
+            for i in range(5):
+                scores = torch.tensor([sum(q[b, h, i]*k[b, h, j])/4**.5 for j in range(5)])
+                fires = (scores >= layer.gate.alpha.item()*scores.abs().mean().clamp(min=1e-6)).float()
+                out[b, i, 4*h:4*h + 4] = sum(fires[j]*v[b, h, j] for j in range(5))
+    assert torch.allclose(layer(x), layer.out(out), atol=1e-6)
+
+def test_fires_after_the_sum():
+    "A.5: a block's output is neurons on TDBN(F(S)) + S."
+    block = SpikingBottleneck(16, 4, FSVEConfig())
+    x = (torch.rand(4, 2, 16, 6, 6) < .3).float()
+    inner = block.expand(block.spatial(block.reduce(x)))
+    assert torch.equal(block(x), LIF()(inner + x)) and not torch.equal(inner, inner.round())
+
+@pytest.mark.parametrize("part", ["cnn", "full"])
+@pytest.mark.parametrize("neuron", ["lif", "integer"])
+def test_plugs_into_spklip(part, neuron, tmp_path):
+    "Embeds, learns, is saved and read, and every layer of neurons sends spikes."
+    torch.manual_seed(0)
+    model = SPKLIP(replace(preset_of("smoke").model, fsve=FSVEConfig(part=part, neuron=neuron, steps=2)))
+    clips = (torch.rand(3, 250, 32, 40) < .06).to(torch.uint8)
+    for _ in range(2): model.encode_video(clips)
+    model.encode_video(clips).square().sum().backward()
+    (model.encode_video(clips)[:, 0].sum() + sum(p.sum() for p in model.text.parameters())*0).backward()
+    silent = [n for n, p in (*model.hsfe.named_parameters(), *model.star_net.named_parameters()) if p.requires_grad and p.grad is None]
+    assert not silent
+    model.eval()
+    rates = firing(model, lambda: model.encode_video(clips))
+    assert len(rates) > 10 and all(0 <= r <= 4 for r in rates.values())
+    model.save_pretrained(tmp_path)
+    again = SPKLIP.from_pretrained(tmp_path)
+    assert again.config.fsve == model.config.fsve and torch.equal(again.encode_video(clips), model.encode_video(clips))
+
+def test_firing_names_a_layer_that_sends_no_spikes():
+    layer = nn.Sequential(LIF())
+    layer[0].forward = lambda x: x
+    with pytest.raises(ValueError, match="^0: sends on"): firing(layer, lambda: layer(torch.tensor([0.5])))
+
+def test_no_tower_in_spikes():
+    with pytest.raises(ValueError, match="tower_blocks=6"): SPKLIP(replace(preset_of("paper").model, fsve=FSVEConfig()))
