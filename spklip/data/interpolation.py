@@ -33,8 +33,8 @@ def blend(
     mix = a[..., None, :, :]*(factor - k) + b[..., None, :, :]*k + whole(factor//2)
     return (mix//whole(factor)).astype(np.uint8)
 
-# %% ../../nbs/data/04_interpolation.ipynb #a6d9ea4b
-FLOW = 'pip install "spklip[flow]"' # what brings OpenCV
+# %% ../../nbs/data/04_interpolation.ipynb #220e7de6
+FLOW = "pip install opencv-python-headless" # comes with spklip, and is asked for by name where it was left out
 HOME = 8.                           # pixels; an error of so many leaves a mask of 1/e
 
 def needed(

@@ -352,7 +352,7 @@ def making(commands) -> None:
     p.add_argument("--seed", type=int, default=0, help="of spike-actions of your own; of the split of weizmann and arid, and of their copies (0)")
     of_size(p, "of a frame (32 x 40)")
 
-# %% ../../nbs/lab/04_cli.ipynb #6e5062ff
+# %% ../../nbs/lab/04_cli.ipynb #aaf2052c
 def converting(commands) -> None:
     "convert."
     p = add(commands, convert, "spklip convert hmdb51 --videos hmdb51 --splits testTrainMulti_7030_splits --out data/hmdb51-s --jobs 8")
@@ -365,7 +365,7 @@ def converting(commands) -> None:
     p.add_argument("--prompts", metavar="FILE", help="a sentence a class instead of its name: lines of class,sentence")
     p.add_argument("--label", help="class of all, instead of what the names say")
     p.add_argument("--prompt", help="the class of all as a sentence")
-    p.add_argument("--interpolate", choices=("blend", "flow", "rife"), default="blend", help="what makes the frames between two (blend)")
+    p.add_argument("--interpolate", choices=("blend", "flow", "rife"), default="flow", help="what makes the frames between two: a blend, optical flow (default) or a network")
     p.add_argument("--factor", type=count, help="spike frames a video frame (hmdb51: 50, others: 10)")
     p.add_argument("--theta", type=float, default=5.0, help="threshold, intensity x frames (5.0)")
     p.add_argument("--frames", choices=("clip", "all"), default="clip", help="keep the 250 frames that a model reads, or all (clip)")

