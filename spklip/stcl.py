@@ -175,7 +175,7 @@ def as_spikes(
         raise ValueError(f"packed clips of {h}x{w} are uint8 [B,T,{-(-h*w//8)}], spikes are [B,T,H,W]; got {video.dtype} {list(video.shape)}")
     return unpack(video, h, w)
 
-# %% ../nbs/03_stcl.ipynb #8ed8f098
+# %% ../nbs/03_stcl.ipynb #5de12ed4
 class SPKLIP(nn.Module):
     "Spike streams and sentences in one space: HSFE, STAR-Net, BERT, one temperature (section 3, Fig. 1)."
     def __init__(self, config:SPKLIPConfig=SPKLIPConfig(), tokenizer:Tokenizer|None=None, text:TextEncoder|None=None):
@@ -204,8 +204,7 @@ class SPKLIP(nn.Module):
         # batch normalisation must see the whole batch while it learns: MAPResNet has it, and HSFE too where it spikes
         if self.training and self.config.fsve: size = blocks.shape[0]*blocks.shape[1]
         per_call = self.hsfe if self.training else lambda x: self.star_net.trunk(self.hsfe(x))
-        calls = [per_call(x.to(dtype, memory_format=torch.channels_last)) for x in blocks.flatten(0, 1).split(size)]
-        out = torch.cat(calls) if len(calls) > 1 else calls[0]
+        out = torch.cat([per_call(x.to(dtype, memory_format=torch.channels_last)) for x in blocks.flatten(0, 1).split(size)])
         return (self.star_net.trunk(out) if self.training else out).unflatten(0, blocks.shape[:2])
     def encode_video(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> unit length, [B,D]
         "Embed spike clips."
