@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIFConfig', 'Rectangle', 'lif_by_steps', 'LIF', 'Rounded', 'IntegerLIF', 'unroll', 'FSVEConfig', 'TDBN', 'each_step',
-           'SpikingConv', 'SpikingHSFE', 'pooled', 'SpikingBottleneck', 'SpikingMAPResNet', 'SpikeNorm',
-           'SpikingAttention', 'SpikingLayer', 'SpikingTransformer', 'SpikingSTARNet', 'firing']
+           'SpikingConv', 'SpikingHSFE', 'SpikingBottleneck', 'SpikingMAPResNet', 'SpikeNorm', 'SpikingAttention',
+           'SpikingLayer', 'SpikingTransformer', 'SpikingSTARNet', 'firing']
 
 # %% ../nbs/05_fsve.ipynb #49030d56
 from dataclasses import dataclass
@@ -124,7 +124,7 @@ class LIF(nn.Module):
         fused = njit is not None and current.device.type == "cpu" and current.dtype == torch.float32
         return FusedLIF.apply(current, self.config) if fused else lif_by_steps(current, self.config)
 
-# %% ../nbs/05_fsve.ipynb #587432e2
+# %% ../nbs/05_fsve.ipynb #8c3bb472
 class Rounded(torch.autograd.Function):
     "Rounding to 0 ... levels, with the gradient of clipping."
     @staticmethod
@@ -138,28 +138,28 @@ class Rounded(torch.autograd.Function):
         return grad*((u >= 0) & (u <= ctx.levels)), None
 
 class IntegerLIF(nn.Module):
-    "Leaky neurons that emit up to `levels` spikes a step; the output is their number over `levels`."
+    "Leaky neurons that emit up to `levels` spikes a step, each worth a threshold."
     def __init__(self, config:LIFConfig=LIFConfig(), levels:int=4):
         super().__init__()
-        self.decay, self.levels = config.decay, levels
+        self.decay, self.quantum, self.levels = config.decay, config.threshold, levels
 
-    def forward(self, current:Tensor) -> Tensor: # x [T,...] -> [T,...], multiples of 1/levels in [0,1]
+    def forward(self, current:Tensor) -> Tensor: # x [T,...] -> [T,...], 0, theta, ... levels*theta
         u, spikes = 0, []
         for x in current.unbind():
-            u = u + self.levels*x
+            u = u + x/self.quantum
             spikes.append(Rounded.apply(u, self.levels))
             u = self.decay*(u - spikes[-1])
-        return torch.stack(spikes)/self.levels
+        return self.quantum*torch.stack(spikes)
 
 def unroll(
-    counts:Tensor, # what `IntegerLIF` gives, [T,...]
-    levels:int,    # K
-) -> Tensor:       # spikes 0. or 1., [T*K,...]
+    spikes:Tensor,    # what an `IntegerLIF` gives, [T,...]
+    layer:IntegerLIF, # that one
+) -> Tensor:          # spikes 0. or 1., [T*K,...]
     "The binary steps that a chip would run."
-    steps = torch.arange(levels, device=counts.device).view(1, -1, *[1]*(counts.ndim - 1))
-    return ((counts*levels).round()[:, None] > steps).to(counts.dtype).flatten(0, 1)
+    steps = torch.arange(layer.levels, device=spikes.device).view(1, -1, *[1]*(spikes.ndim - 1))
+    return ((spikes/layer.quantum).round()[:, None] > steps).to(spikes.dtype).flatten(0, 1)
 
-# %% ../nbs/05_fsve.ipynb #37968f05
+# %% ../nbs/05_fsve.ipynb #b619b1d6
 @dataclass(frozen=True)
 class FSVEConfig(LIFConfig):
     "Which part of the visual encoder spikes, and how (section 3.5); the neuron's constants are LIFConfig's."
@@ -191,10 +191,11 @@ def each_step(layer, x:Tensor) -> Tensor: # [T,n,...] -> [T,n,...]
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 class SpikingConv(nn.Module):
-    "Convolution, TDBN and, unless its current is wanted, neurons."
-    def __init__(self, n_in:int, n_out:int, kernel:int, config:FSVEConfig, stride:int=1, groups:int=1, fire:bool=True):
+    "Convolution, average pool of its currents, TDBN and, unless the current is wanted, neurons."
+    def __init__(self, n_in:int, n_out:int, kernel:int, config:FSVEConfig, stride:int=1, pool:int=1, fire:bool=True):
         super().__init__()
-        self.conv = nn.Conv2d(n_in, n_out, kernel, stride, kernel//2, groups=groups, bias=False)
+        conv = nn.Conv2d(n_in, n_out, kernel, stride, kernel//2, bias=False)
+        self.conv = nn.Sequential(conv, nn.AvgPool2d(pool)) if pool > 1 else conv
         self.norm = TDBN(n_out, config.threshold)
         self.neurons = config.neurons() if fire else nn.Identity()
 
@@ -220,35 +221,30 @@ class SpikingHSFE(nn.Module):
         maps = self.neurons[1](self.norms[1](each_step(self.mtf.merge, hidden)))
         return maps if self.sa is None else torch.minimum(maps, self.sa(maps))  # a spike where both are: a gate, also on counts
 
-# %% ../nbs/05_fsve.ipynb #db6ed5f1
-def pooled(x:Tensor, stride:int) -> Tensor: # spikes [T,n,C,h,w] -> spikes [T,n,C,h/stride,w/stride]
-    "A spike wherever there is one."
-    return each_step(lambda y: F.max_pool2d(y, stride), x) if stride > 1 else x
-
+# %% ../nbs/05_fsve.ipynb #2000e1b1
 class SpikingBottleneck(nn.Module):
     "1x1, 3x3, 1x1 with fourfold expansion in spikes; fires after the sum (A.5)."
     expansion = 4
     def __init__(self, n_in:int, planes:int, fsve:FSVEConfig, stride:int=1):
         super().__init__()
-        n_out, self.stride = planes*self.expansion, stride
-        self.reduce, self.spatial = SpikingConv(n_in, planes, 1, fsve), SpikingConv(planes, planes, 3, fsve)
+        n_out = planes*self.expansion
+        self.reduce, self.spatial = SpikingConv(n_in, planes, 1, fsve), SpikingConv(planes, planes, 3, fsve, pool=stride)
         self.expand = SpikingConv(planes, n_out, 1, fsve, fire=False)
-        self.shortcut = SpikingConv(n_in, n_out, 1, fsve, fire=False) if stride > 1 or n_in != n_out else nn.Identity()
+        self.shortcut = SpikingConv(n_in, n_out, 1, fsve, pool=stride, fire=False) if stride > 1 or n_in != n_out else nn.Identity()
         self.neurons = fsve.neurons()
 
     def forward(self, x:Tensor) -> Tensor: # spikes [T,n,C,h,w] -> spikes [T,n,4*planes,h/stride,w/stride]
-        y = self.expand(pooled(self.spatial(self.reduce(x)), self.stride))
-        return self.neurons(y + self.shortcut(pooled(x, self.stride)))
+        return self.neurons(self.expand(self.spatial(self.reduce(x))) + self.shortcut(x))
 
-# %% ../nbs/05_fsve.ipynb #6979794d
+# %% ../nbs/05_fsve.ipynb #c444b1ab
 class SpikingMAPResNet(nn.Module):
     "MAPResNet's stem and groups in spikes (A.5), then one vector a sub-block."
     def __init__(self, n_in:int, config:STARNetConfig, fsve:FSVEConfig):
         super().__init__()
         c, width, self.part = config, config.width, fsve.part
-        self.stem_pool = 2 if c.stem_stride == 4 else 1
         self.stem = nn.Sequential(SpikingConv(n_in, width//2, 3, fsve, stride=2 if c.stem_stride > 1 else 1),
-                                  SpikingConv(width//2, width//2, 3, fsve), SpikingConv(width//2, width, 3, fsve))
+                                  SpikingConv(width//2, width//2, 3, fsve),
+                                  SpikingConv(width//2, width, 3, fsve, pool=2 if c.stem_stride == 4 else 1))
         groups, n = [], width
         for g, depth in enumerate(c.layers):
             for i in range(depth):
@@ -258,7 +254,7 @@ class SpikingMAPResNet(nn.Module):
         self.pool = AttentionPool(n, c.heads, c.positions, c.embed_dim) if fsve.part == "cnn" else nn.Linear(n, c.embed_dim)
 
     def forward(self, x:Tensor) -> Tensor: # spikes [T,n,m,H,W] -> "cnn": [n,D]; "full": currents [n,T,D]
-        spikes = self.groups(pooled(self.stem(x), self.stem_pool))
+        spikes = self.groups(self.stem(x))
         if self.part == "cnn": return self.pool(spikes.mean(0))
         return self.pool(spikes.mean((-2, -1))).transpose(0, 1)  # a mean of spikes through a linear layer: spikes through smaller weights
 
@@ -330,23 +326,23 @@ class SpikingSTARNet(nn.Module):
         if self.temporal: return self.temporal(features)
         return features.mean(1) if features.ndim == 3 else features.mean((1, 2))
 
-# %% ../nbs/05_fsve.ipynb #19ebd24f
+# %% ../nbs/05_fsve.ipynb #f7ac69cf
 def firing(
     encoder:nn.Module, # a spiking encoder, or a model that has one
     run,               # called once, runs it
 ) -> dict:             # name of a layer of neurons -> spikes a neuron and step
     "The firing rate of each layer of neurons. Raises ValueError naming a layer that sends on anything but spikes."
     rates, hooks = {}, []
-    def listen(name, levels):
+    def listen(name, quantum, levels):
         def hook(layer, _, out):
-            counts = out.detach()*levels
+            counts = out.detach()/quantum
             if not ((counts == counts.round()) & (counts >= 0) & (counts <= levels)).all():
-                raise ValueError(f"{name}: sends on {counts[counts != counts.round()][:3].tolist()}, which are no spikes")
+                raise ValueError(f"{name}: sends on {out[counts != counts.round()][:3].tolist()}, which are no spikes")
             rates.setdefault(name, []).append(counts.float().mean().item())
         return hook
     for name, layer in encoder.named_modules():
         if isinstance(layer, (LIF, IntegerLIF, SpikeNorm)):
-            hooks.append(layer.register_forward_hook(listen(name, getattr(layer, "levels", 1))))
+            hooks.append(layer.register_forward_hook(listen(name, getattr(layer, "quantum", 1), getattr(layer, "levels", 1))))
     try: run()
     finally:
         for hook in hooks: hook.remove()

@@ -66,14 +66,21 @@ def test_encoders_that_cannot_be(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad)))): FSVEConfig(**bad)
 
 def test_counts_unroll_to_spikes():
-    counts = IntegerLIF(levels=4)(torch.randn(3, 2, 6, 5, 5))
-    spikes = unroll(counts, 4)
+    layer = IntegerLIF(LIFConfig(threshold=0.7), levels=4)
+    counts, gate = layer(2*torch.randn(3, 2, 6, 5, 5)), layer(2*torch.randn(3, 2, 6, 5, 5))
+    spikes = unroll(counts, layer)
     assert spikes.shape == (12, 2, 6, 5, 5) and set(spikes.unique().tolist()) == {0, 1}
-    assert torch.equal(spikes.unflatten(0, (3, 4)).mean(1), counts)
-    pool = nn.functional.max_pool2d
-    assert torch.equal(unroll(pool(counts.flatten(0, 1), 2).unflatten(0, (3, 2)), 4), pool(spikes.flatten(0, 1), 2).unflatten(0, (12, 2)))
-    gate = IntegerLIF(levels=4)(torch.randn(3, 2, 6, 5, 5))
-    assert torch.equal(unroll(torch.minimum(counts, gate), 4), spikes*unroll(gate, 4)) # a gate is AND
+    assert torch.allclose(0.7*spikes.unflatten(0, (3, 4)).sum(1), counts)
+    assert torch.equal(unroll(torch.minimum(counts, gate), layer), spikes*unroll(gate, layer)) # a gate is AND
+
+def test_integer_trace_by_hand():
+    "theta 0.5, decay 0.5, up to 2 spikes: 0.6 gives 1 and leaves 0.1; 0.05+1.5 gives 2 and leaves 0.55; 0.275-0.1 gives none."
+    layer = IntegerLIF(LIFConfig(decay=0.5, threshold=0.5), levels=2)
+    x = torch.tensor([0.6, 1.5, -0.1], requires_grad=True)
+    spikes = layer(x)
+    assert spikes.tolist() == [0.5, 1.0, 0.0]
+    spikes.sum().backward()
+    assert torch.allclose(x.grad, torch.tensor([1., 0.5*0 + 0.5, 1.]))
 
 def test_tdbn_is_its_definition():
     torch.manual_seed(0)
