@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'CACHE_BYTES', 'learn_wordpiece', 'TextConfig', 'TextEncoder', 'load_bert', 'contrastive_targets',
-           'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch', 'as_spikes', 'SPKLIP', 'save_pretrained',
-           'load_pretrained', 'encode_by_loop']
+           'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch', 'as_spikes', 'visual_encoder', 'SPKLIP',
+           'save_pretrained', 'load_pretrained', 'encode_by_loop']
 
 # %% ../nbs/03_stcl.ipynb #8398885f
 import json
@@ -175,15 +175,20 @@ def as_spikes(
         raise ValueError(f"packed clips of {h}x{w} are uint8 [B,T,{-(-h*w//8)}], spikes are [B,T,H,W]; got {video.dtype} {list(video.shape)}")
     return unpack(video, h, w)
 
-# %% ../nbs/03_stcl.ipynb #5de12ed4
+# %% ../nbs/03_stcl.ipynb #3ab9f214
+def visual_encoder(config:SPKLIPConfig) -> tuple: # HSFE and STAR-Net
+    "The ANN of sections 3.2 and 3.3, or the spiking one of section 3.5."
+    maps, c = config.hsfe.maps, config
+    if c.fsve: return SpikingHSFE(c.hsfe, c.fsve), SpikingSTARNet(maps, c.star_net, c.fsve)
+    return HSFE(c.hsfe), STARNet(maps, c.star_net)
+
+# %% ../nbs/03_stcl.ipynb #439f9f50
 class SPKLIP(nn.Module):
     "Spike streams and sentences in one space: HSFE, STAR-Net, BERT, one temperature (section 3, Fig. 1)."
     def __init__(self, config:SPKLIPConfig=SPKLIPConfig(), tokenizer:Tokenizer|None=None, text:TextEncoder|None=None):
         "`tokenizer` from `learn_wordpiece`, else letters alone; `text`, such as `load_bert` gives, replaces `config.text`."
         super().__init__()
-        spiking = (config.fsve,) if config.fsve else ()
-        self.hsfe = (SpikingHSFE if spiking else HSFE)(config.hsfe, *spiking)
-        self.star_net = (SpikingSTARNet if spiking else STARNet)(config.hsfe.maps, config.star_net, *spiking)
+        self.hsfe, self.star_net = visual_encoder(config)
         self.text = text or TextEncoder(config.text, config.star_net.embed_dim, tokenizer or learn_wordpiece([]))
         self.config = replace(config, text=self.text.config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1/config.temperature)))

@@ -41,7 +41,7 @@ def settle(config): # of type SpikeActions
         clips, actors = getattr(config, split), getattr(config, f"{split}_actors")
         if clips < 0 or clips and actors < 1: raise ValueError(f"{split} must be 0 or more and have {split}_actors, not {clips} clips of {actors} actors")
 
-# %% ../../nbs/data/02_scenes.ipynb #8334dcb3
+# %% ../../nbs/data/02_scenes.ipynb #1aa945a5
 @dataclass(frozen=True)
 class SpikeActions:
     "The settings of the data set (section 7 of the design, A.2 of the paper); a clip is a pure function of them and its index."
@@ -62,7 +62,6 @@ class SpikeActions:
 
     def __post_init__(self): settle(self)
     def __len__(self): return self.train + self.validation + self.test
-
     @property
     def rich(self) -> bool:
         "Whether clips are drawn and told in all their variety; the first 16 classes of sim stay as models have learnt them."
