@@ -298,21 +298,16 @@ class SpikingLayer(nn.Module):
         u = u + self.attention(self.fire[0](u))
         return u + self.narrow(self.fire[2](self.wide(self.fire[1](u))))
 
-# %% ../nbs/05_fsve.ipynb #b46a1d2c
-class SpikingTransformer(nn.Module):
+# %% ../nbs/05_fsve.ipynb #5c1fdbf1
+class SpikingTransformer(TemporalTransformer):
     "Spiking self-attention across the N sub-blocks, at each time step, then the mean over both (eq. 5)."
-    def __init__(self, config:STARNetConfig):
-        super().__init__()
-        dim = config.embed_dim
-        self.unit, self.positions = nn.LayerNorm(dim), nn.Parameter(0.5*torch.randn(config.max_blocks, dim))
-        self.layers = nn.Sequential(*(SpikingLayer(dim, config.temporal_heads) for _ in range(config.temporal_layers)))
-        self.norm = nn.LayerNorm(dim)
+    @staticmethod
+    def layer(c:STARNetConfig) -> nn.Module: # membrane [B,N,D] -> [B,N,D]
+        return SpikingLayer(c.embed_dim, c.temporal_heads)
 
     def forward(self, blocks:Tensor) -> Tensor: # currents [B,N,T,D] -> [B,D]
-        B, N, T, D = blocks.shape
-        if N > len(self.positions): raise ValueError(f"{N} sub-blocks, but positions for {len(self.positions)}: raise max_blocks")
-        u = self.unit(blocks.transpose(1, 2).flatten(0, 1)) + self.positions[:N]
-        return self.norm(self.layers(u)).unflatten(0, (B, T)).mean((1, 2))
+        steps = self.features(blocks.transpose(1, 2).flatten(0, 1))
+        return steps.unflatten(0, (len(blocks), -1)).mean((1, 2))
 
 class SpikingSTARNet(nn.Module):
     "STAR-Net with its trunk, and for `full` its temporal Transformer, in spikes."

@@ -116,17 +116,19 @@ class MAPResNet(nn.Module):
     def forward(self, x:Tensor) -> Tensor: # [n,m,H,W] -> [n,D]
         return self.pool(self.maps(x))
 
-# %% ../nbs/02_star_net.ipynb #cdb9ff18
+# %% ../nbs/02_star_net.ipynb #59130b31
 class TemporalTransformer(nn.Module):
     "Self-attention across the N sub-blocks with learnt positions, then their mean (eq. 4 and 5)."
     def __init__(self, config:STARNetConfig):
         super().__init__()
         dim = config.embed_dim
         self.unit, self.positions = nn.LayerNorm(dim), nn.Parameter(0.5*torch.randn(config.max_blocks, dim))
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(dim, config.temporal_heads, 4*dim, config.dropout, "gelu",
-                                                               batch_first=True, norm_first=True)
-                                    for _ in range(config.temporal_layers))
+        self.layers = nn.ModuleList(self.layer(config) for _ in range(config.temporal_layers))
         self.norm = nn.LayerNorm(dim)
+
+    @staticmethod
+    def layer(c:STARNetConfig) -> nn.Module: # [B,N,D] -> [B,N,D]
+        return nn.TransformerEncoderLayer(c.embed_dim, c.temporal_heads, 4*c.embed_dim, c.dropout, "gelu", batch_first=True, norm_first=True)
 
     def features(self, blocks:Tensor) -> Tensor: # [B,N,D] -> [B,N,D]
         if blocks.shape[1] > len(self.positions):
