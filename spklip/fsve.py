@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LIFConfig', 'Rectangle', 'lif_by_steps', 'LIF', 'Rounded', 'IntegerLIF', 'unroll', 'FSVEConfig', 'TDBN', 'each_step',
-           'SpikingConv', 'SpikingHSFE', 'SpikingBottleneck', 'SpikingMAPResNet', 'SpikeNorm', 'SpikingAttention',
-           'SpikingLayer', 'SpikingTransformer', 'SpikingSTARNet', 'firing']
+           'SpikingConv', 'SpikingTower', 'SpikingHSFE', 'SpikingBottleneck', 'SpikingMAPResNet', 'SpikeNorm',
+           'SpikingAttention', 'SpikingLayer', 'SpikingTransformer', 'SpikingSTARNet', 'scale_to', 'take_over',
+           'inherit_conv', 'inherit_block', 'inherit_pool', 'inherit', 'firing']
 
-# %% ../nbs/05_fsve.ipynb #49030d56
+# %% ../nbs/05_fsve.ipynb #74a6af70
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .camera import compiled, in_threads, njit
-from .hsfe import HSFEConfig, MTF, sub_blocks
-from .star_net import AttentionPool, STARNetConfig, TemporalTransformer
+from .hsfe import HSFE, HSFEConfig, MTF, sub_blocks
+from .star_net import AttentionPool, Bottleneck, STARNet, STARNetConfig, TemporalTransformer
 
 # %% ../nbs/05_fsve.ipynb #9d6e34a0
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class FusedLIF(torch.autograd.Function):
                    *np.float32([ctx.config.decay, 1/(2*ctx.config.lens)]), most=8192)
         return out, None
 
-# %% ../nbs/05_fsve.ipynb #56df51c4
+# %% ../nbs/05_fsve.ipynb #df3f0bd5
 class LIF(nn.Module):
     "A layer of leaky integrate-and-fire neurons (eq. 7 and 8)."
     def __init__(self, config:LIFConfig=LIFConfig()):
@@ -121,8 +122,9 @@ class LIF(nn.Module):
         self.config = config
 
     def forward(self, current:Tensor) -> Tensor: # x [T,...] -> spikes [T,...]
-        fused = njit is not None and current.device.type == "cpu" and current.dtype == torch.float32
-        return FusedLIF.apply(current, self.config) if fused else lif_by_steps(current, self.config)
+        fused = njit is not None and current.device.type == "cpu" and current.dtype in (torch.float32, torch.bfloat16)
+        if fused: return FusedLIF.apply(current.float(), self.config).to(current.dtype)  # a membrane in 16 bits would forget small currents
+        return lif_by_steps(current, self.config)
 
 # %% ../nbs/05_fsve.ipynb #8c3bb472
 class Rounded(torch.autograd.Function):
@@ -159,7 +161,7 @@ def unroll(
     steps = torch.arange(layer.levels, device=spikes.device).view(1, -1, *[1]*(spikes.ndim - 1))
     return ((spikes/layer.quantum).round()[:, None] > steps).to(spikes.dtype).flatten(0, 1)
 
-# %% ../nbs/05_fsve.ipynb #b619b1d6
+# %% ../nbs/05_fsve.ipynb #05d7f4dd
 @dataclass(frozen=True)
 class FSVEConfig(LIFConfig):
     "Which part of the visual encoder spikes, and how (section 3.5); the neuron's constants are LIFConfig's."
@@ -173,6 +175,10 @@ class FSVEConfig(LIFConfig):
         if self.part not in ("cnn", "full"): raise ValueError(f"part={self.part!r}: 'cnn' or 'full' expected")
         if self.neuron not in ("lif", "integer"): raise ValueError(f"neuron={self.neuron!r}: 'lif' or 'integer' expected")
         if self.steps < 1 or self.levels < 1: raise ValueError(f"steps={self.steps}, levels={self.levels}: at least 1 expected")
+
+    @property
+    def reach(self) -> float: # the largest current that such neurons tell from smaller ones; for eq. 7 a current far above the threshold
+        return self.threshold*(2 if self.neuron == "lif" else self.levels)
 
     def neurons(self) -> nn.Module: # a layer of them
         return LIF(self) if self.neuron == "lif" else IntegerLIF(self, self.levels)
@@ -194,32 +200,54 @@ class SpikingConv(nn.Module):
     "Convolution, average pool of its currents, TDBN and, unless the current is wanted, neurons."
     def __init__(self, n_in:int, n_out:int, kernel:int, config:FSVEConfig, stride:int=1, pool:int=1, fire:bool=True):
         super().__init__()
-        conv = nn.Conv2d(n_in, n_out, kernel, stride, kernel//2, bias=False)
-        self.conv = nn.Sequential(conv, nn.AvgPool2d(pool)) if pool > 1 else conv
+        self.conv = nn.Conv2d(n_in, n_out, kernel, stride, kernel//2, bias=False)
+        self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
         self.norm = TDBN(n_out, config.threshold)
         self.neurons = config.neurons() if fire else nn.Identity()
 
-    def forward(self, x:Tensor) -> Tensor: # spikes [T,n,C,h,w] -> spikes, or currents, [T,n,C',h',w']
-        return self.neurons(self.norm(each_step(self.conv, x)))
+    def current(self, x:Tensor) -> Tensor: # spikes [T,n,C,h,w] -> currents [T,n,C',h',w']
+        return self.norm(each_step(lambda x: self.pool(self.conv(x)), x))
 
-# %% ../nbs/05_fsve.ipynb #67be7337
+    def forward(self, x:Tensor) -> Tensor: # spikes [T,n,C,h,w] -> spikes, or currents, [T,n,C',h',w']
+        return self.neurons(self.current(x))
+
+# %% ../nbs/05_fsve.ipynb #f3c14e3c
+class SpikingTower(nn.Module):
+    "A residual block of three 3x3 convolutions in spikes; fires after the sum."
+    def __init__(self, width:int, fsve:FSVEConfig):
+        super().__init__()
+        self.convs = nn.Sequential(*(SpikingConv(width, width, 3, fsve, fire=i < 2) for i in range(3)))
+        self.neurons = fsve.neurons()
+
+    def forward(self, x:Tensor) -> Tensor: # spikes [T,n,C,H,W] -> spikes [T,n,C,H,W]
+        return self.neurons(self.convs(x) + x)
+
 class SpikingHSFE(nn.Module):
-    "HSFE in spikes: MTF and SA (section 3.2) with neurons for activations."
+    "HSFE in spikes: MTF, SA and, where configured, the tower (section 3.2) with neurons for activations."
     def __init__(self, config:HSFEConfig, fsve:FSVEConfig):
         super().__init__()
-        if config.tower_blocks: raise ValueError(f"tower_blocks={config.tower_blocks}: the spiking encoder has no residual tower")
-        m, f, threshold = config.branches, config.filters, fsve.threshold
-        self.config, self.steps, self.mtf = config, fsve.steps, MTF(config)
-        self.norms = nn.ModuleList([TDBN(m*f, threshold), TDBN(m, threshold)])
+        m, f, width = config.branches, config.filters, config.tower_width
+        self.config, self.fsve, self.mtf = config, fsve, MTF(config)
+        self.norms = nn.ModuleList([TDBN(m*f, fsve.threshold), TDBN(m, fsve.reach/5)])
+        nn.init.constant_(self.norms[1].bias, fsve.reach/2)  # maps have both signs: 2.5 standard deviations to either side
         self.neurons = nn.ModuleList([fsve.neurons(), fsve.neurons()])
         self.sa = nn.Sequential(SpikingConv(m, 2*m, 3, fsve), SpikingConv(2*m, m, 3, fsve)) if config.attention else None
-        if self.sa: nn.init.ones_(self.sa[-1].norm.bias)  # SA starts open: what it keeps back nobody after it can learn from
+        if self.sa: # starts open: what it keeps back nobody after it can learn from
+            nn.init.constant_(self.sa[-1].norm.weight, fsve.reach/10); nn.init.constant_(self.sa[-1].norm.bias, fsve.reach)
+        self.tower = nn.Sequential()
+        if config.tower_blocks:
+            self.tower = nn.Sequential(SpikingConv(m, width, 3, fsve), *(SpikingTower(width, fsve) for _ in range(config.tower_blocks)))
 
-    def forward(self, blocks:Tensor) -> Tensor: # sub-blocks [n,61,H,W], float -> spikes [T,n,m,H,W]
-        current = self.norms[0](self.mtf.expose(blocks)[None])
-        hidden = self.neurons[0](current.expand(self.steps, *current.shape[1:]))
+    def expose(self, blocks:Tensor) -> Tensor: # [n,61,H,W] -> currents [1,n,m*filters,H,W], the same at all time steps
+        return self.norms[0](self.mtf.expose(blocks)[None])
+
+    def read(self, current:Tensor) -> Tensor: # currents [1,n,m*filters,H,W] -> spikes [T,n,maps,H,W]
+        hidden = self.neurons[0](current.expand(self.fsve.steps, *current.shape[1:]))
         maps = self.neurons[1](self.norms[1](each_step(self.mtf.merge, hidden)))
-        return maps if self.sa is None else torch.minimum(maps, self.sa(maps))  # a spike where both are: a gate, also on counts
+        return self.tower(maps if self.sa is None else torch.minimum(maps, self.sa(maps)))  # a spike where both are: a gate, also on counts
+
+    def forward(self, blocks:Tensor) -> Tensor: # sub-blocks [n,61,H,W], float -> spikes [T,n,maps,H,W]
+        return self.read(self.expose(blocks))
 
 # %% ../nbs/05_fsve.ipynb #2000e1b1
 class SpikingBottleneck(nn.Module):
@@ -320,6 +348,73 @@ class SpikingSTARNet(nn.Module):
     def fuse(self, features:Tensor) -> Tensor: # [B,N,D], or currents [B,N,T,D] -> [B,D]
         if self.temporal: return self.temporal(features)
         return features.mean(1) if features.ndim == 3 else features.mean((1, 2))
+
+# %% ../nbs/05_fsve.ipynb #feaf6337
+def scale_to(
+    reach:float,    # largest current that neurons tell apart
+    current:Tensor, # on its way to them
+    *norms:TDBN,    # what it comes from
+) -> Tensor:        # the factor
+    "Scale normalisations so that all but 0.2 % of the currents stay within `reach`."
+    some = current.flatten()
+    factor = reach/torch.quantile(some[::max(1, len(some)//1_000_000)], 0.998).clamp(min=1e-6)
+    for norm in norms: norm.weight.mul_(factor); norm.bias.mul_(factor)
+    return factor
+
+def take_over(conv:SpikingConv, old:nn.Sequential) -> None: # from `star_net.conv_norm`
+    conv.conv.load_state_dict(old[0].state_dict()); conv.norm.load_state_dict(old[1].state_dict())
+
+def inherit_conv(conv:SpikingConv, old:nn.Sequential, x:Tensor, reach:float, gain:Tensor|float=1.) -> Tensor: # `gain` of its inputs -> its spikes
+    take_over(conv, old)
+    conv.conv.weight.mul_(gain)
+    current = conv.current(x)
+    return conv.neurons(current*scale_to(reach, current, conv.norm))
+
+def inherit_block(block:SpikingBottleneck, old:Bottleneck, x:Tensor, scale:Tensor, reach:float) -> tuple: # spikes x are `scale` times the ANN's activations -> spikes, their scale
+    y = inherit_conv(block.spatial, old.spatial, inherit_conv(block.reduce, old.reduce, x, reach), reach)
+    take_over(block.expand, old.expand)
+    if isinstance(block.shortcut, nn.Identity): # both summands need the scale that x has
+        block.expand.norm.weight.mul_(scale); block.expand.norm.bias.mul_(scale)
+        return block.neurons(block.expand(y) + x), scale
+    take_over(block.shortcut, old.shortcut[1])
+    current = block.expand(y) + block.shortcut(x)
+    scale = scale_to(reach, current, block.expand.norm, block.shortcut.norm)
+    return block.neurons(current*scale), scale
+
+# %% ../nbs/05_fsve.ipynb #831f2477
+def inherit_pool(pool:nn.Module, old:AttentionPool, scale:Tensor) -> None:
+    "The pool's weights for spikes that are `scale` times the ANN's activations."
+    if isinstance(pool, AttentionPool):
+        pool.load_state_dict(old.state_dict())
+        for p in (pool.positions, pool.add.weight, pool.add.bias): p.mul_(scale)
+    else: pool.bias.copy_(old.project.bias)
+    project = pool.project if isinstance(pool, AttentionPool) else pool
+    project.weight.copy_(old.project.weight/scale)
+
+@torch.no_grad()
+def inherit(
+    hsfe:SpikingHSFE,         # changed in place
+    star_net:SpikingSTARNet,  # changed in place
+    old_hsfe:HSFE,            # trained
+    old_star_net:STARNet,     # trained
+    blocks:Tensor,            # sub-blocks to scale by, [n,61,H,W]
+) -> None:
+    "Let a spiking encoder start from an ANN's weights. Raises ValueError for a tower, whose convolutions have no normalisation."
+    if len(hsfe.tower): raise ValueError("an encoder with a residual tower cannot start from an ANN: its tower has no normalisation to scale")
+    trunk, old, reach = star_net.trunk, old_star_net.trunk, hsfe.fsve.reach
+    normalisations = [m for part in (hsfe, star_net) for m in part.modules() if isinstance(m, TDBN)]
+    for norm in normalisations: norm.momentum = 1.                     # their running statistics are those of this batch
+    hsfe.train(); star_net.train()
+    hsfe.mtf.load_state_dict(old_hsfe.mtf.state_dict())
+    exposed = hsfe.mtf.expose(blocks)                                  # the ANN does not normalise it: leave it as it is
+    hsfe.norms[0].weight.copy_(exposed.std((0, 2, 3))); hsfe.norms[0].bias.copy_(exposed.mean((0, 2, 3)))
+    x = hsfe.read(hsfe.expose(blocks)*scale_to(reach, exposed, hsfe.norms[0]))
+    gain, scale = old.norm.weight[:, None, None], torch.ones(())       # MAPResNet normalised HSFE's maps, here HSFE does
+    for conv, before in zip(trunk.stem, old.stem[0:6:2]): x, gain = inherit_conv(conv, before, x, reach, gain), 1.
+    for block, before in zip(trunk.groups, old.groups): x, scale = inherit_block(block, before, x, scale, reach)
+    inherit_pool(trunk.pool, old.pool, scale)
+    if star_net.temporal: star_net.temporal.load_state_dict(old_star_net.temporal.state_dict(), strict=False)
+    for norm in normalisations: norm.momentum = 0.1
 
 # %% ../nbs/05_fsve.ipynb #f7ac69cf
 def firing(

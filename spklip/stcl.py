@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'CACHE_BYTES', 'learn_wordpiece', 'TextConfig', 'TextEncoder', 'load_bert', 'contrastive_targets',
            'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch', 'as_spikes', 'visual_encoder', 'SPKLIP',
-           'save_pretrained', 'load_pretrained', 'encode_by_loop']
+           'spiking', 'save_pretrained', 'load_pretrained', 'encode_by_loop']
 
-# %% ../nbs/03_stcl.ipynb #8398885f
+# %% ../nbs/03_stcl.ipynb #4ba4101b
 import json
 import math
 import string
@@ -24,7 +24,7 @@ from transformers import BertConfig, BertModel
 
 from .camera import unpack
 from .hsfe import HSFE, HSFEConfig, hsfe_macs, sub_blocks
-from .fsve import FSVEConfig, SpikingHSFE, SpikingSTARNet
+from .fsve import FSVEConfig, SpikingHSFE, SpikingSTARNet, inherit
 from .star_net import STARNet, STARNetConfig, star_net_macs
 
 # %% ../nbs/03_stcl.ipynb #69e70bf8
@@ -226,6 +226,19 @@ class SPKLIP(nn.Module):
     def classify(self, video:Tensor, labels:list) -> Tensor: # L sentences -> probabilities, [B,L]
         "Zero-shot: which of these sentences says what the clip shows?"
         return (self.scale*self.encode_video(video) @ self.encode_text(labels).T).softmax(-1)
+
+# %% ../nbs/03_stcl.ipynb #44b7e89d
+def spiking(
+    model:SPKLIP,    # trained, with the ANN's visual encoder
+    fsve:FSVEConfig, # the spiking one
+    video:Tensor,    # some training clips, packed or spikes: they set the scale of the currents
+) -> SPKLIP:         # in training mode
+    "A model with a spiking visual encoder that starts from this one's weights (`05_fsve`)."
+    new = SPKLIP(replace(model.config, fsve=fsve), model.text.tokenizer).to(model.logit_scale.device)
+    new.text.load_state_dict(model.text.state_dict()); new.logit_scale.data.copy_(model.logit_scale)
+    blocks = sub_blocks(model.spikes(video), model.config.hsfe).flatten(0, 1).to(model.logit_scale.dtype, memory_format=torch.channels_last)
+    inherit(new.hsfe, new.star_net, model.hsfe, model.star_net, blocks)
+    return new
 
 # %% ../nbs/03_stcl.ipynb #a41818bb
 def save_pretrained(

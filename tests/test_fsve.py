@@ -8,7 +8,7 @@ from torch import nn
 from spklip import fsve
 from spklip.fsve import (FSVEConfig, IntegerLIF, LIF, LIFConfig, Rectangle, SpikeNorm, SpikingAttention, SpikingBottleneck, TDBN, firing, lif_by_steps,
                          unroll)
-from spklip.stcl import SPKLIP
+from spklip.stcl import SPKLIP, spiking
 from spklip.train import preset_of
 
 def test_trace_by_hand():
@@ -139,5 +139,39 @@ def test_firing_names_a_layer_that_sends_no_spikes():
     layer[0].forward = lambda x: x
     with pytest.raises(ValueError, match="^0: sends on"): firing(layer, lambda: layer(torch.tensor([0.5])))
 
-def test_no_tower_in_spikes():
-    with pytest.raises(ValueError, match="tower_blocks=6"): SPKLIP(replace(preset_of("paper").model, fsve=FSVEConfig()))
+@pytest.mark.parametrize("part", ["cnn", "full"])
+def test_a_tower_spikes_too(part):
+    small = preset_of("smoke").model
+    model = SPKLIP(replace(small, fsve=FSVEConfig(part=part), hsfe=replace(small.hsfe, tower_blocks=2, tower_width=6))).eval()
+    rates = firing(model, lambda: model.encode_video((torch.rand(1, 250, 32, 40) < .06).to(torch.uint8)))
+    assert sum("tower" in name for name in rates) == 1 + 2*3
+
+def bounded(model):
+    "The same ANN with random statistics and weights where it starts at zero, so that every part of it counts."
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            for p, low in ((m.running_mean, -.2), (m.running_var, .5), (m.weight.data, .5), (m.bias.data, -.2)): p.uniform_(low, low + 1)
+    return model
+
+@pytest.mark.parametrize("layers", [(1, 1), (2, 3)])
+def test_an_ann_is_inherited(layers):
+    "With neurons so fine that they hardly round, a spiking encoder says what the ANN says whose weights it has."
+    torch.manual_seed(0)
+    small = preset_of("smoke").model
+    config = replace(small, hsfe=replace(small.hsfe, attention=False), star_net=replace(small.star_net, layers=layers, stem_stride=2))
+    ann, clips = bounded(SPKLIP(config)), (torch.rand(6, 250, 32, 40) < torch.rand(6, 1, 32, 40)*.2).to(torch.uint8)
+    nn.init.normal_(ann.star_net.trunk.pool.add.weight, std=.1)
+    for m in ann.modules():
+        if isinstance(m, nn.BatchNorm2d): m.momentum = 1.
+    ann.train(); ann.encode_video(clips); ann.eval() # both now normalise by these clips
+    fine = FSVEConfig(part="cnn", neuron="integer", steps=1, levels=4000)
+    new = spiking(ann, fine, clips).eval()
+    alike = torch.nn.functional.cosine_similarity(new.encode_video(clips), ann.encode_video(clips))
+    assert alike.min() > 0.98
+    coarse = spiking(ann, replace(fine, levels=2), clips).eval()
+    assert torch.nn.functional.cosine_similarity(coarse.encode_video(clips), ann.encode_video(clips)).mean() < alike.mean()
+
+def test_a_tower_is_not_inherited():
+    small = preset_of("smoke").model
+    ann = SPKLIP(replace(small, hsfe=replace(small.hsfe, tower_blocks=1, tower_width=6)))
+    with pytest.raises(ValueError, match="tower"): spiking(ann, FSVEConfig(), (torch.rand(2, 250, 32, 40) < .06).to(torch.uint8))
