@@ -93,15 +93,14 @@ def preset_of(
     if name not in (known := presets()): raise ValueError(f"no preset {name!r}: {', '.join(known)}")
     return known[name]
 
-# %% ../nbs/04_train.ipynb #10030858
+# %% ../nbs/04_train.ipynb #6ff34047
 def spiking_presets(
     preset:Preset, # an ANN's
 ) -> dict:         # name -> Preset
     "The spiking encoders of A.7, with the paper's neuron and with ours; trained from the ANN's weights."
-    neurons = {"eq. 7": (dict(neuron="lif", steps=2), 1e-3), "integer": (dict(neuron="integer", steps=1), 3e-4)}
-    return {f"{part}, {name}": replace(preset, model=replace(preset.model, fsve=FSVEConfig(part=part, **how)),
-                                       train=replace(preset.train, epochs=min(4, preset.train.epochs), lr=lr))
-            for name, (how, lr) in neurons.items() for part in ("cnn", "full")}
+    neurons, briefly = {"eq. 7": ("lif", 2), "integer": ("integer", 1)}, replace(preset.train, epochs=min(4, preset.train.epochs))
+    return {f"{part}, {name}": replace(preset, train=briefly, model=replace(preset.model, fsve=FSVEConfig(part=part, neuron=neuron, steps=steps)))
+            for name, (neuron, steps) in neurons.items() for part in ("cnn", "full")}
 
 # %% ../nbs/04_train.ipynb #84542f5c
 def mirrored(caption:str) -> str:

@@ -138,6 +138,14 @@ def test_reproduce(project):
     assert "kernel" in out and "outputs/laptop/tables/one.md" in out and "outputs/laptop/notebooks/04_train.ipynb" in out
     assert (project/"outputs"/"laptop"/"tables"/"one.md").read_text() == "3"
 
+def test_reproduce_only_some(project):
+    write(project/"nbs"/"05_other.ipynb", 'preset = "smoke"', "import os", "print('other', preset)")
+    out, err = spklip(project, "reproduce", "--preset", "laptop", "--only", "05").communicate(timeout=60)
+    assert "other laptop" in out and "kernel" not in out, err
+    process = spklip(project, "reproduce", "--only", "05,99")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode and err.strip() == "spklip reproduce: --only 05,99: no notebook starts with '99'; there are 04_train, 05_other"
+
 def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(project):
     process = spklip(project, "reproduce", "--preset", "smoke", WAIT="1")
     kernel = next(int(line.split()[1]) for line in process.stdout if line.startswith("kernel"))

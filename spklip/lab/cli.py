@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PRESETS', 'recording', 'beside', 'info', 'grey', 'mask_for', 'view', 'data', 'check', 'listed', 'clips_of',
-           'convert', 'sources_of', 'slice_', 'train', 'trained', 'evaluate', 'classify', 'reproduce', 'Parser',
-           'count', 'add', 'of_recording', 'how_read', 'of_mask', 'crop', 'of_size', 'looking', 'making', 'converting',
-           'slicing', 'asking', 'parser', 'one_line', 'main']
+           'convert', 'sources_of', 'slice_', 'train', 'trained', 'evaluate', 'classify', 'chosen', 'on_own_data',
+           'reproduce', 'Parser', 'count', 'add', 'of_recording', 'how_read', 'of_mask', 'crop', 'of_size', 'looking',
+           'making', 'converting', 'slicing', 'asking', 'parser', 'one_line', 'main']
 
 # %% ../../nbs/lab/04_cli.ipynb #159dc8a1
 import argparse, os, sys
@@ -252,21 +252,43 @@ def classify(args) -> None:
     found = model.classify(clip[None], labels)[0].tolist()
     for p, label in sorted(zip(found, labels), reverse=True): print(f"{p:6.1%}  {label}")
 
-# %% ../../nbs/lab/04_cli.ipynb #664c2922
-def reproduce(args) -> None:
-    "spklip reproduce: run the main notebook, which makes its data set and trains, and say where the results are."
-    from spklip.lab.notebooks import root, run_notebook
-    top, values, name = root(), {"preset": args.preset, "seeds": args.seeds}, args.name or ""
-    if args.start: values["start"] = args.start
+# %% ../../nbs/lab/04_cli.ipynb #20e3dc49
+def chosen(
+    only:str,    # "05,06": the first letters of notebooks' names, with commas between them
+) -> list[Path]: # those of nbs/ that start so, by number
+    "Notebooks by number. Raises ValueError with the names there are."
+    from spklip.lab.notebooks import root
+    there, found = sorted((root()/"nbs").glob("[0-9]*.ipynb")), []
+    for start in only.split(","):
+        those = [p for p in there if start.strip() and p.stem.startswith(start.strip())]
+        if not those: raise ValueError(f"--only {only}: no notebook starts with {start.strip()!r}; there are {', '.join(p.stem for p in there)}")
+        found += [p for p in those if p not in found]
+    return found
+
+def on_own_data(args) -> tuple: # the main notebook's parameters, what is added to its results' names
+    "What `--data`, `--start` and `--name` mean to the main notebook."
+    values, name = {"start": args.start} if args.start else {}, args.name or ""
     if args.data:
         from spklip.data.datasets import read_metadata
-        for seed in range(args.seeds): read_metadata(args.data.format(seed=seed)) # now, not in the notebook's fifth cell
+        from spklip.lab.notebooks import root
+        for seed in range(args.seeds or 1): read_metadata(args.data.format(seed=seed)) # now, not in the notebook's fifth cell
         name = name or Path(args.data.format(seed="")).name.strip("-_")
         folder = Path(args.data).absolute()
-        values |= {"data": str(folder.relative_to(top) if folder.is_relative_to(top) else folder), "name": name}
-    notebook, out = top/"nbs"/"04_train.ipynb", top/"outputs"/args.preset
-    print(f"reproduce: {notebook.relative_to(top)}, preset {args.preset}, {args.seeds} seed{'s'[:args.seeds > 1]}", flush=True)
-    run_notebook(notebook, out/"notebooks"/f"04_train{name and '_' + name}.ipynb", live=True, **values)
+        values |= {"data": str(folder.relative_to(root()) if folder.is_relative_to(root()) else folder), "name": name}
+    return values, name
+
+# %% ../../nbs/lab/04_cli.ipynb #0f867b91
+def reproduce(args) -> None:
+    "spklip reproduce: run the main notebook, which makes its data set and trains, or those of --only, and say where the results are."
+    from spklip.lab.notebooks import parameters_of, root, run_notebook
+    top, size = root(), {"preset": args.preset} | ({"seeds": args.seeds} if args.seeds else {})
+    if args.only and (args.data or args.start or args.name): raise ValueError("--data, --start and --name are the main notebook's: leave out --only")
+    own, name = on_own_data(args)
+    out = top/"outputs"/args.preset
+    for notebook in chosen(args.only or "04_train"):
+        values = {k: v for k, v in size.items() if k in parameters_of(notebook)} | own
+        print(f"reproduce: {notebook.relative_to(top)}, " + ", ".join(f"{k} {v}" for k, v in values.items()), flush=True)
+        run_notebook(notebook, out/"notebooks"/f"{notebook.stem}{name and '_' + name}.ipynb", live=True, **values)
     shown = [p for kind in ("tables/*.md", "figures/*.png", "notebooks/*.ipynb", "manifest.json") for p in sorted(out.glob(kind))]
     print("\nresults:\n" + "\n".join(f"  {p.relative_to(top)}" for p in shown))
 
@@ -396,7 +418,7 @@ def slicing(commands) -> None:
     p.add_argument("--rate", type=float, metavar="HZ", help="frames a second (the file's, else 20000)")
     of_mask(p, "mend bad pixels"); how_read(p); of_size(p)
 
-# %% ../../nbs/lab/04_cli.ipynb #c6233b3f
+# %% ../../nbs/lab/04_cli.ipynb #7e88be37
 def asking(commands) -> None:
     "train, evaluate, classify, reproduce."
     p = add(commands, train, "spklip train --preset laptop --data data/actions --out runs/mine")
@@ -415,7 +437,8 @@ def asking(commands) -> None:
     p.add_argument("--model", **model)
     p = add(commands, reproduce, "spklip reproduce --preset laptop --seeds 3")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="(laptop: about 15 minutes a seed on two cores)")
-    p.add_argument("--seeds", type=count, default=1, metavar="N", help="train with seeds 0 to N-1 (1)")
+    p.add_argument("--only", metavar="NUMBERS", help="notebooks to run instead of the main one: 05,06 are the spiking encoder and its energy")
+    p.add_argument("--seeds", type=count, metavar="N", help="train with seeds 0 to N-1 (the notebook's own: 1, or 3 where seeds are compared)")
     p.add_argument("--data", metavar="FOLDER", help="a data set of your own instead of SpikeActions; {seed} in it stands for the seed")
     p.add_argument("--start", metavar="MODEL", help="folder of a model to start from, instead of from scratch")
     p.add_argument("--name", help="of the tables and figures (the data set's)")
