@@ -37,6 +37,20 @@ def test_fused_is_the_plain_way(shape, layout):
     a.backward(grad); b.backward(grad)
     assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6)
 
+def test_what_is_compiled_for_a_gpu_is_the_plain_way():
+    torch.manual_seed(0)
+    x, grad, config = torch.randn(5, 3, 40), torch.randn(5, 3, 40), LIFConfig(decay=0.4, threshold=0.7, lens=0.3)
+    ours, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    a, b = fsve.lif_straight_through(ours, config), lif_by_steps(plain, config)
+    a.backward(grad); b.backward(grad)
+    assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6)
+
+def test_a_membrane_keeps_float32_under_autocast():
+    "A current that 16 bits would lose beside the membrane still counts."
+    x = torch.tensor([0.5 - 2**-9, *[0.000366]*7]).to(torch.bfloat16)
+    assert LIF(LIFConfig(decay=1.))(x).tolist() == [0]*6 + [1, 0] and LIF()(x).dtype == torch.bfloat16
+    assert lif_by_steps(x, LIFConfig(decay=1.)).sum() == 0
+
 def test_a_current_repeated_without_memory():
     "An expanded current, as HSFE gives: its stride in time is 0, its gradient the sum over time."
     x = torch.randn(1, 3, 8, requires_grad=True)
