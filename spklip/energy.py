@@ -6,10 +6,11 @@
 __all__ = ['PARTS', 'AMOUNTS', 'KEPT', 'COSTS', 'MEMORY', 'POWERCAP', 'Count', 'table', 'reached', 'Formula', 'hsfe_formula',
            'bottleneck_formula', 'trunk_formula', 'pool_formula', 'ann_layer_formula', 'spiking_layer_formula',
            'by_formula', 'spike_counts', 'conv_count', 'linear_count', 'attention_count', 'spike_code', 'counts_of',
-           'listening', 'by_hooks', 'by_op_counter', 'Cost', 'bits_moved', 'joules', 'densely', 'break_even', 'rapl',
-           'nvml', 'measured_joules']
+           'branches', 'functions', 'listening', 'by_hooks', 'by_op_counter', 'Cost', 'bits_moved', 'joules', 'densely',
+           'skipping', 'break_even', 'rapl', 'nvml', 'measured_joules', 'carried_over']
 
-# %% ../nbs/06_energy.ipynb #394be36d
+# %% ../nbs/06_energy.ipynb #34088f2b
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,7 +27,7 @@ from .hsfe import MTF
 from .star_net import AttentionPool
 from .stcl import SPKLIP, SPKLIPConfig
 
-# %% ../nbs/06_energy.ipynb #6222e987
+# %% ../nbs/06_energy.ipynb #1060e3e9
 PARTS = {"hsfe.sa": "SA", "hsfe.tower": "tower", "hsfe": "MTF", "star_net.trunk.groups": "groups", "star_net.trunk.pool": "pool",
          "star_net.trunk": "stem", "star_net.temporal": "Transformer"}
 
@@ -38,7 +39,7 @@ class Count:
     dense:float = 0     # products if every input counted, at every binary step
     macs:float = 0      # multiply-accumulates: products with an input that is no spike
     acs:float = 0       # accumulates: spikes x fan-out, over all steps (SOPs)
-    spikes:float = 0    # spikes that come in, over all steps
+    active:float = 0    # inputs that are not zero; of spikes how many come in, over all steps
     neurons:float = 0   # neuron updates: neurons x binary steps
     weights:float = 0   # words of weights read: all of them at each call
     inputs:float = 0    # inputs read
@@ -51,8 +52,8 @@ class Count:
         return next(part for start, part in PARTS.items() if self.layer.startswith(start))
 
     @property
-    def rate(self) -> float: # spikes an input and binary step; of attention the share of pairs that fire together
-        return self.acs/self.dense if self.kind == "attention" else self.spikes/self.inputs
+    def rate(self) -> float: # spikes an input and binary step, or the share of inputs that are not zero; of spiking attention the share of pairs that fire together
+        return self.acs/self.dense if self.kind == "attention" else self.active/self.inputs
 
     def __add__(self, other:"Count") -> "Count": # the same layer, called again
         return replace(self, **{k: getattr(self, k) + getattr(other, k) for k in AMOUNTS})
@@ -68,7 +69,7 @@ def table(
     "Counts as a table."
     return pd.DataFrame([dict(part=c.part, **asdict(c)) for c in counts])
 
-# %% ../nbs/06_energy.ipynb #c045cde2
+# %% ../nbs/06_energy.ipynb #4076cc9c
 def reached(
     size:int,   # pixels along an axis
     kernel:int, # odd
@@ -78,6 +79,7 @@ def reached(
     half = kernel//2
     return sum(0 <= o*stride + tap < size for o in range(-(-size//stride)) for tap in range(-half, half + 1))
 
+# %% ../nbs/06_energy.ipynb #fb3a9fac
 class Formula:
     "Collects the counts of one clip, layer by layer, from sizes."
     def __init__(self, config:SPKLIPConfig, rates:dict|float, camera:float):
@@ -87,23 +89,24 @@ class Formula:
         self.binary_steps = self.steps*config.fsve.levels if config.fsve and config.fsve.neuron == "integer" else self.steps
         self.of_conv = ".conv" if self.spiking else ".0"   # how a convolution is called inside its block
 
-    def rate(self, layer:str, otherwise:float=1.) -> float: # spikes an input and binary step
-        return self.rates.get(layer, otherwise) if isinstance(self.rates, dict) else self.rates
+    def rate(self, layer:str, bits:bool=False) -> float: # spikes an input and binary step
+        if isinstance(self.rates, dict): return self.rates.get(layer, self.camera if bits else 1.)
+        return self.camera if bits else self.rates
 
     def conv(self, layer:str, n_in:int, n_out:int, size:tuple, kernel:int=3, stride:int=1, bits:bool=False) -> tuple: # size of its output
         "`bits`: reads the camera's, once and not at each step."
-        rate = (self.camera if not isinstance(self.rates, dict) else self.rate(layer, self.camera)) if bits else self.rate(layer)
+        rate = self.rate(layer, bits)
         out, runs, binary = tuple(-(-s//stride) for s in size), self.blocks if bits else self.blocks*self.binary_steps, bits or self.spiking
         weights = kernel**2*n_in*n_out
         dense, seen = runs*out[0]*out[1]*weights, runs*reached(size[0], kernel, stride)*reached(size[1], kernel, stride)*n_in*n_out
         inputs = runs*n_in*size[0]*size[1]
-        self.counts.append(Count(layer, "conv", dense, macs=0 if binary else dense, acs=rate*seen if binary else 0, spikes=rate*inputs if binary else 0,
+        self.counts.append(Count(layer, "conv", dense, macs=0 if binary else dense, acs=rate*seen if binary else 0, active=rate*inputs,
                                  weights=runs*weights, inputs=inputs, outputs=runs*n_out*out[0]*out[1] if bits or not self.spiking else 0, binary=binary))
         return out
 
     def linear(self, layer:str, n_in:int, n_out:int, tokens:int, runs:int, binary:bool=False) -> None:
-        inputs, rate = runs*tokens*n_in, self.rate(layer) if binary else 0
-        self.counts.append(Count(layer, "linear", inputs*n_out, macs=0 if binary else inputs*n_out, acs=rate*inputs*n_out, spikes=rate*inputs,
+        inputs, rate = runs*tokens*n_in, self.rate(layer) if binary or isinstance(self.rates, dict) else 1.
+        self.counts.append(Count(layer, "linear", inputs*n_out, macs=0 if binary else inputs*n_out, acs=rate*inputs*n_out if binary else 0, active=rate*inputs,
                                  weights=runs*n_in*n_out, inputs=inputs, outputs=runs*tokens*n_out, binary=binary))
 
     def neurons(self, layer:str, channels:int, size:tuple) -> None:
@@ -116,7 +119,7 @@ class Formula:
 
 KEPT = "hsfe.neurons.0" # their current is the same at all steps: kept, and read at each
 
-# %% ../nbs/06_energy.ipynb #e1f6ea9d
+# %% ../nbs/06_energy.ipynb #7dc07470
 def hsfe_formula(f:Formula) -> None:
     "MTF's branches, SA, the tower (section 3.2)."
     c, size, of_conv = f.c.hsfe, (f.c.height, f.c.width), ".conv" if f.spiking else ""
@@ -139,6 +142,7 @@ def hsfe_formula(f:Formula) -> None:
             if i < 2: f.neurons(f"{name}.convs.{i}.neurons", width, size)
         f.neurons(f"{name}.neurons", width, size)
 
+# %% ../nbs/06_energy.ipynb #fd4c08dc
 def bottleneck_formula(f:Formula, name:str, n_in:int, planes:int, stride:int, size:tuple) -> tuple: # size of its output
     "1x1, 3x3, 1x1 and the shortcut; where it pools, an ANN pools activations and an SNN currents (A.5)."
     n_out, smaller = 4*planes, tuple(s//stride for s in size)
@@ -170,7 +174,7 @@ def trunk_formula(f:Formula) -> tuple: # channels and size of the maps that reac
             channels, layer = 4*planes, layer + 1
     return channels, size
 
-# %% ../nbs/06_energy.ipynb #d7282376
+# %% ../nbs/06_energy.ipynb #f5712365
 def pool_formula(f:Formula, channels:int, size:tuple) -> None:
     "Attention pooling (section 3.3), or the linear layer in its place."
     D, runs, tokens = f.c.star_net.embed_dim, f.blocks, size[0]*size[1] + 1
@@ -193,6 +197,7 @@ def ann_layer_formula(f:Formula, name:str, N:int, D:int) -> None:
     f.linear(f"{name}.linear1", D, 4*D, N, 1)
     f.linear(f"{name}.linear2", 4*D, D, N, 1)
 
+# %% ../nbs/06_energy.ipynb #3ad0e276
 def spiking_layer_formula(f:Formula, name:str, N:int, D:int, heads:int) -> None:
     "A layer of E-SDSA and the two linear layers after it (eq. 9 to 11)."
     T, attention = f.steps, f"{name}.attention"
@@ -210,6 +215,7 @@ def spiking_layer_formula(f:Formula, name:str, N:int, D:int, heads:int) -> None:
     fire(f"{name}.fire.2", T*N*4*D)
     f.linear(f"{name}.narrow", 4*D, D, N, T, binary=True)
 
+# %% ../nbs/06_energy.ipynb #1abdd721
 def by_formula(
     config:SPKLIPConfig,   # any sizes, ANN or spiking
     rates:dict|float=1.,   # layer -> spikes an input and binary step (attention: share of pairs where both fire); a number: the same for all but the camera's
@@ -228,7 +234,7 @@ def by_formula(
     f.norm("star_net.temporal.norm", N*D*(f.steps if spiking else 1))
     return f.counts
 
-# %% ../nbs/06_energy.ipynb #5330f479
+# %% ../nbs/06_energy.ipynb #5f85b181
 def spike_counts(
     x:Tensor,      # what goes into a layer
     quantum:float, # worth of a spike
@@ -247,17 +253,18 @@ def conv_count(layer:str, conv:nn.Conv2d, x:Tensor, quantum:float, levels:int, k
     seen = F.conv2d((x if spikes is None else spikes).sum(1, keepdim=True).double(), torch.ones(1, 1, *conv.kernel_size, dtype=torch.double, device=x.device),
                     stride=conv.stride, padding=conv.padding)
     dense, inputs, outputs = steps*seen.numel()*conv.weight.numel(), steps*x.numel(), steps*seen.numel()*conv.out_channels
-    count = Count(layer, "conv", dense, macs=dense, weights=steps*len(x)*conv.weight.numel(), inputs=inputs, outputs=outputs if kept else 0)
+    count = Count(layer, "conv", dense, macs=dense, weights=steps*len(x)*conv.weight.numel(), inputs=inputs,
+                  outputs=outputs if kept else 0, active=x.count_nonzero().item())
     if spikes is None: return count
-    return replace(count, macs=0, acs=seen.sum().item()*conv.out_channels, spikes=spikes.sum().item(), binary=True)
+    return replace(count, macs=0, acs=seen.sum().item()*conv.out_channels, active=spikes.sum().item(), binary=True)
 
 def linear_count(layer:str, linear:nn.Linear, x:Tensor, quantum:float, levels:int, runs:int) -> Count:
     "A linear layer that reads x [...,F] in `runs` calls."
     spikes, n_out = spike_counts(x, quantum, levels), linear.out_features
     count = Count(layer, "linear", x.numel()*n_out, macs=x.numel()*n_out, weights=runs*linear.weight.numel(), inputs=x.numel(),
-                  outputs=x.numel()//x.shape[-1]*n_out)
+                  outputs=x.numel()//x.shape[-1]*n_out, active=x.count_nonzero().item())
     if spikes is None: return count
-    return replace(count, macs=0, acs=spikes.sum().item()*n_out, spikes=spikes.sum().item(), binary=True)
+    return replace(count, macs=0, acs=spikes.sum().item()*n_out, active=spikes.sum().item(), binary=True)
 
 def attention_count(layer:str, q:Tensor, k:Tensor, v:Tensor, gate:Tensor|None=None) -> Count:
     "Queries [n,heads,M,d], keys and values [n,heads,L,d]; `gate`: attention that is spikes, [n,heads,M,L]."
@@ -266,7 +273,7 @@ def attention_count(layer:str, q:Tensor, k:Tensor, v:Tensor, gate:Tensor|None=No
     acs = (q @ k.transpose(-1, -2)).double().sum() + (gate @ v).double().sum()
     return Count(layer, "attention", dense, acs=acs.item(), inputs=inputs + gate.numel(), outputs=q.numel(), binary=True)
 
-# %% ../nbs/06_energy.ipynb #f436bc34
+# %% ../nbs/06_energy.ipynb #e66145b1
 def spike_code(layer:str, fsve:FSVEConfig|None) -> tuple: # worth of a spike, most at once; 0: no spikes
     "How the inputs of a layer can be spikes at all: an ANN's activations, means and sums of spikes cannot."
     if layer.startswith("hsfe.mtf.first"): return 1., 1
@@ -293,6 +300,20 @@ def counts_of(layer:str, module:nn.Module, x:Tensor, out:Tensor, fsve:FSVEConfig
             return [Count(layer, "neurons", neurons=n, inputs=n*(layer == KEPT), outputs=n, membranes=2*n)]
     return []
 
+# %% ../nbs/06_energy.ipynb #e924b784
+def branches(mtf:MTF, blocks:Tensor) -> list: # sub-blocks [n,61,H,W] -> what each branch reads, [n,k,H,W]
+    return [blocks[:, (mtf.windows[0] - k)//2:][:, :k] for k in mtf.windows]
+
+def functions(name:str, module:nn.Module, fsve:FSVEConfig|None) -> dict: # method -> what a call of it counts as
+    "Layers that are no module: they are called as functions inside `module`."
+    def each(which, convs, inputs): return [c for i, (conv, x) in enumerate(zip(convs, inputs)) for c in counts_of(f"{name}.{which}.{i}", conv, x, None, fsve)]
+    match module:
+        case MTF(): return dict(expose=lambda x, out: each("first", module.first, branches(module, x)),
+                                merge=lambda x, out: each("second", module.second, x.chunk(len(module.second), 1)))
+        case AttentionPool(): return dict(attend=lambda x, out: [attention_count(name, *out)])
+        case SpikingAttention(): return dict(spikes=lambda x, out: [attention_count(name, *out)])
+    return {}
+
 @contextmanager
 def listening(
     model:SPKLIP,
@@ -300,25 +321,21 @@ def listening(
 ):
     "Report each layer of the visual encoder when it runs; what is called as a function is wrapped meanwhile."
     fsve, undo = model.config.fsve, []
-    def wrap(module, method, report):
+    def wrap(module, method, count):
         call = getattr(module, method)
         def wrapped(x):
-            report(x, out := call(x))
+            heard(count(x, out := call(x)))
             return out
         setattr(module, method, wrapped); undo.append(lambda: delattr(module, method))
-    for name, module in model.named_modules():
-        if name.startswith("text"): continue
-        if isinstance(module, MTF):
-            first = lambda x, out, m=module: [heard(counts_of(f"hsfe.mtf.first.{i}", c, x[:, (m.windows[0] - k)//2:][:, :k], None, fsve)) for i, (c, k) in enumerate(zip(m.first, m.windows))]
-            second = lambda x, out, m=module: [heard(counts_of(f"hsfe.mtf.second.{i}", c, part, None, fsve)) for i, (c, part) in enumerate(zip(m.second, x.chunk(len(m.second), 1)))]
-            wrap(module, "expose", first); wrap(module, "merge", second)
-        elif isinstance(module, AttentionPool): wrap(module, "attend", lambda x, out, n=name: heard([attention_count(n, *out)]))
-        elif isinstance(module, SpikingAttention): wrap(module, "spikes", lambda x, out, n=name: heard([attention_count(n, *out)]))
-        else: undo.append(module.register_forward_hook(lambda m, args, out, n=name: heard(counts_of(n, m, args[0], out, fsve)) if args else None).remove)
+    def hook(name): return lambda module, args, out: heard(counts_of(name, module, args[0], out, fsve)) if args else None
+    for name, module in (*model.hsfe.named_modules(prefix="hsfe"), *model.star_net.named_modules(prefix="star_net")):
+        undo.append(module.register_forward_hook(hook(name)).remove)
+        for method, count in functions(name, module, fsve).items(): wrap(module, method, count)
     try: yield
     finally:
         for back in undo: back()
 
+# %% ../nbs/06_energy.ipynb #2f3e4679
 @torch.no_grad()
 def by_hooks(
     model:SPKLIP,  # ANN or spiking, trained or not; put into evaluation mode
@@ -332,18 +349,20 @@ def by_hooks(
     with listening(model, heard): model.encode_video(clips)
     return [c/len(clips) for c in found.values()]
 
-# %% ../nbs/06_energy.ipynb #08bffb18
+# %% ../nbs/06_energy.ipynb #4f355882
 @torch.no_grad()
 def by_op_counter(
     model:SPKLIP, # in evaluation mode; of spiking ones those with eq. 7's neurons
     clips:Tensor, # packed [B,T,bytes] or spikes [B,T,H,W]
 ) -> dict:        # macs and acs of all clips
     "Count with spikingjelly. Raises ModuleNotFoundError where it is missing."
-    from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCounter, SynOpCounter
+    with warnings.catch_warnings(): # it asks for widgets
+        warnings.simplefilter("ignore")
+        from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCounter, SynOpCounter
     mtf, macs, acs = model.hsfe.mtf, MACCounter(), SynOpCounter()
     def expose(blocks):
-        parts = [blocks[:, (mtf.windows[0] - k)//2:][:, :k] for k in mtf.windows]
-        return torch.cat([F.conv2d(part, conv.weight*mask[:, None, None], conv.bias, padding=1) for part, conv, mask in zip(parts, mtf.first, mtf.masks)], 1)
+        each = zip(branches(mtf, blocks), mtf.first, mtf.masks)
+        return torch.cat([F.conv2d(part, conv.weight*mask[:, None, None], conv.bias, padding=1) for part, conv, mask in each], 1)
     mtf.expose, fast = expose, torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -370,7 +389,7 @@ COSTS = {"paper": Cost(4.6, 4.6, 0.9, spike=32),               # A.6: every acce
          "fp16": Cost(1.1 + 0.4, 0.4, 0.4, word=16),
          "int8": Cost(0.2 + 0.03, 0.03, 0.03, word=8)}
 
-# %% ../nbs/06_energy.ipynb #adc455d2
+# %% ../nbs/06_energy.ipynb #c90245bd
 MEMORY = ("reads", "words", "operations")
 
 def bits_moved(
@@ -400,6 +419,12 @@ def densely(
     "The same layers on hardware that multiplies whatever comes, zeros and bits too."
     return [replace(c, macs=max(c.macs, c.dense), acs=0, binary=False) for c in counts]
 
+def skipping(
+    counts:Iterable, # of `Count`, from `by_hooks`
+) -> list:           # of `Count`
+    "The same layers on hardware that skips any input that is zero: a ReLU's, too."
+    return [replace(c, macs=c.macs*c.rate) if c.kind in ("conv", "linear") and c.active else c for c in counts]
+
 # %% ../nbs/06_energy.ipynb #1ddfa663
 def break_even(
     config:SPKLIPConfig, # of the spiking model; the ANN has the same sizes
@@ -413,7 +438,7 @@ def break_even(
     silent, busy = (total(by_formula(config, rate, camera)) for rate in (0., 1.))
     return (ann - silent)/(busy - silent)
 
-# %% ../nbs/06_energy.ipynb #bfbfa132
+# %% ../nbs/06_energy.ipynb #fcb12b73
 POWERCAP = Path("/sys/class/powercap")
 
 def rapl(
@@ -434,6 +459,7 @@ def rapl(
         return total/1e6
     return joules_so_far
 
+# %% ../nbs/06_energy.ipynb #a5a278b5
 def nvml(
     index:int=0, # of the GPU
 ) -> Callable|None: # reads J since the driver was loaded; None: no NVML, or no such counter
@@ -447,6 +473,7 @@ def nvml(
         return read
     except Exception: return None # not installed, no driver, or a GPU without the counter
 
+# %% ../nbs/06_energy.ipynb #4a91f6dc
 def measured_joules(
     call:Callable,          # one clip, or whatever is to be measured
     device="cpu",           # torch device or its name
@@ -464,3 +491,16 @@ def measured_joules(
     before, start, n = counter(), perf_counter(), 0
     while n == 0 or perf_counter() - start < seconds: call(); wait(); n += 1
     return (counter() - before)/n
+
+# %% ../nbs/06_energy.ipynb #7d81a0b7
+def carried_over(
+    counts:Iterable,     # of `Count`, measured on a spiking model
+    config:SPKLIPConfig, # a spiking model of another size
+    tower:str="groups",  # part whose rate a tower takes, where the measured model has none
+) -> dict:               # layer -> spikes an input and binary step, for `by_formula`
+    "A model's firing rates, part by part, for another size."
+    frame = table(c for c in counts if c.binary and not c.layer.startswith("hsfe.mtf.first"))
+    sums = frame.groupby([frame.part, frame.kind == "attention"])[["active", "inputs", "acs", "dense"]].sum()
+    rates = {(part, attention): s.acs/s.dense if attention else s.active/s.inputs for (part, attention), s in sums.iterrows()}
+    rates.setdefault(("tower", False), rates[tower, False])
+    return {c.layer: rates[c.part, c.kind == "attention"] for c in by_formula(config) if c.binary and not c.layer.startswith("hsfe.mtf.first")}

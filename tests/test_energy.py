@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from spklip import energy, fsve
-from spklip.energy import (AMOUNTS, COSTS, MEMORY, Cost, Count, break_even, by_formula, by_hooks, by_op_counter, conv_count, densely, joules,
-                           measured_joules, rapl, reached, spike_counts, table)
+from spklip.energy import (AMOUNTS, COSTS, MEMORY, Cost, Count, break_even, by_formula, by_hooks, by_op_counter, carried_over, conv_count, densely,
+                           joules, measured_joules, rapl, reached, skipping, spike_counts)
 from spklip.fsve import FSVEConfig
 from spklip.hsfe import hsfe_macs
 from spklip.star_net import star_net_macs
@@ -32,9 +32,9 @@ def test_formula_and_hooks_agree(part, neuron, stars):
     config = spiking(part, neuron)
     config = replace(config, star_net=replace(config.star_net, **stars))
     heard = by_hooks(SPKLIP(config), clips())
-    said = by_formula(config, {c.layer: c.rate for c in heard if c.binary})
+    said = by_formula(config, {c.layer: c.rate for c in heard if c.kind == "conv" or c.kind == "linear" and c.active or c.kind == "attention" and c.binary})
     assert [(c.layer, c.kind, c.binary) for c in heard] == [(c.layer, c.kind, c.binary) for c in said]
-    for name in set(AMOUNTS) - {"acs", "spikes"}: assert [getattr(c, name) for c in heard] == [getattr(c, name) for c in said], name
+    for name in set(AMOUNTS) - {"acs", "active"}: assert [getattr(c, name) for c in heard] == [getattr(c, name) for c in said], name
     assert [c.acs for c in heard] == pytest.approx([c.acs for c in said], rel=0.1)
     assert [c.acs for c in heard if c.kind in ("linear", "attention")] == pytest.approx([c.acs for c in said if c.kind in ("linear", "attention")])
 
@@ -126,6 +126,26 @@ def test_joules_by_hand():
         assert found.total.sum() == pytest.approx(1e-12*(sum(bits) + 38))
     assert joules(densely(counts), cost).compute.tolist() == pytest.approx([40e-12, 0, 32e-12])
     with pytest.raises(ValueError, match="memory='twice'"): joules(counts, cost, "twice")
+
+def test_skipping_zeros():
+    "Half of the inputs are zero: half of the products; what spikes cause and what attention multiplies stays."
+    torch.manual_seed(0)
+    x = torch.zeros(1, 2, 4, 4); x[:, :, ::2] = 0.3
+    count = conv_count("hsfe.tower.0", nn.Conv2d(2, 3, 1), x, 1., 0, True)
+    assert skipping([count])[0].macs == count.macs/2 == 3*16
+    others = [c for c in by_hooks(SPKLIP(SMOKE), clips(1)) if c.binary or c.kind not in ("conv", "linear")]
+    assert skipping(others) == others
+
+def test_rates_carried_to_another_size():
+    counts = [Count("hsfe.mtf.second.0", "conv", active=10, inputs=100, binary=True), Count("hsfe.sa.0.conv", "conv", active=30, inputs=100, binary=True),
+              Count("star_net.trunk.stem.0.conv", "conv", active=40, inputs=50, binary=True), Count("star_net.trunk.groups.0.reduce.conv", "conv", active=1, inputs=10, binary=True),
+              Count("star_net.trunk.groups.0.expand.conv", "conv", active=5, inputs=20, binary=True)]
+    config = SPKLIPConfig(fsve=FSVEConfig(part="cnn"))
+    rates, like_sa = carried_over(counts, config), carried_over(counts, config, tower="SA")
+    assert {Count(k, "").part: v for k, v in rates.items()} == pytest.approx({"MTF": 0.1, "SA": 0.3, "tower": 0.2, "stem": 0.8, "groups": 0.2})
+    assert like_sa["hsfe.tower.0.conv"] == pytest.approx(0.3) and not any(k.startswith("hsfe.mtf.first") for k in rates)
+    said = by_formula(config, rates, camera=0.05)
+    assert said[0].rate == pytest.approx(0.05) and all(c.rate == pytest.approx(rates[c.layer]) for c in said if c.layer in rates)
 
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
