@@ -1,4 +1,5 @@
 "Three ways of counting agree; joules by hand; counters that wrap."
+import sys
 from dataclasses import replace
 
 import pytest
@@ -184,6 +185,18 @@ def test_no_counter_is_said(tmp_path, capsys, monkeypatch):
     assert rapl(tmp_path) is None
     monkeypatch.setattr(energy, "rapl", lambda: None)
     assert measured_joules(lambda: 1/0) is None and "no energy counter for cpu" in capsys.readouterr().out
+
+def test_nvml(monkeypatch):
+    "Millijoules of the driver become joules; a GPU without the counter is none."
+    millijoules = [5000]
+    class Driver:
+        nvmlInit = staticmethod(lambda: None)
+        nvmlDeviceGetHandleByIndex = staticmethod(lambda index: index)
+        nvmlDeviceGetTotalEnergyConsumption = staticmethod(lambda gpu: millijoules[gpu])
+    monkeypatch.setitem(sys.modules, "pynvml", Driver)
+    assert energy.nvml(0)() == 5.0 and energy.nvml(1) is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert energy.nvml(0) is None
 
 def test_joules_of_a_call():
     spent = [0.]
