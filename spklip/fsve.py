@@ -136,7 +136,7 @@ def lif_compiled(): # one for all layers; `dynamic`, so that another size needs 
     "`lif_straight_through` for a GPU."
     return torch.compile(lif_straight_through, dynamic=True)
 
-# %% ../nbs/05_fsve.ipynb #2ca24be7
+# %% ../nbs/05_fsve.ipynb #7d913da3
 class LIF(nn.Module):
     "A layer of leaky integrate-and-fire neurons (eq. 7 and 8)."
     def __init__(self, config:LIFConfig=LIFConfig()):
@@ -144,9 +144,9 @@ class LIF(nn.Module):
         self.config = config
 
     def forward(self, current:Tensor) -> Tensor: # x [T,...] -> spikes [T,...]
-        fused = njit is not None and current.device.type == "cpu" and current.dtype in (torch.float32, torch.bfloat16)
-        if fused: return FusedLIF.apply(current.float(), self.config).to(current.dtype)  # a membrane in 16 bits would forget small currents
-        return (lif_compiled() if current.is_cuda else lif_by_steps)(current, self.config)
+        if current.dtype == torch.float64: return lif_by_steps(current, self.config)
+        fused = FusedLIF.apply if njit is not None and current.device.type == "cpu" else lif_compiled() if current.is_cuda else lif_by_steps
+        return fused(current.float(), self.config).to(current.dtype)  # a membrane in 16 bits would forget small currents
 
 # %% ../nbs/05_fsve.ipynb #8c3bb472
 class Rounded(torch.autograd.Function):
@@ -183,7 +183,7 @@ def unroll(
     steps = torch.arange(layer.levels, device=spikes.device).view(1, -1, *[1]*(spikes.ndim - 1))
     return ((spikes/layer.quantum).round()[:, None] > steps).to(spikes.dtype).flatten(0, 1)
 
-# %% ../nbs/05_fsve.ipynb #05d7f4dd
+# %% ../nbs/05_fsve.ipynb #b2bce4ca
 @dataclass(frozen=True)
 class FSVEConfig(LIFConfig):
     "Which part of the visual encoder spikes, and how (section 3.5); the neuron's constants are LIFConfig's."
@@ -205,6 +205,7 @@ class FSVEConfig(LIFConfig):
     def neurons(self) -> nn.Module: # a layer of them
         return LIF(self) if self.neuron == "lif" else IntegerLIF(self, self.levels)
 
+# %% ../nbs/05_fsve.ipynb #a609a81d
 class TDBN(nn.BatchNorm2d):
     "Batch normalisation over time, samples and pixels, scaled to the threshold (A.5)."
     def __init__(self, channels:int, threshold:float=0.5):
