@@ -39,7 +39,7 @@ def step(charge, light, theta, fired):
         wrong |= light[p] < 0
     return wrong
 
-# %% ../nbs/00_spike_camera.ipynb #d3f5e5c7
+# %% ../nbs/00_spike_camera.ipynb #77cc571b
 def in_threads(
     kernel,         # kernel(first, end, *args) does the pixels from first to end
     n_pixels:int,   # P, all of them
@@ -52,8 +52,11 @@ def in_threads(
     n = threads*max(1, math.ceil(n_pixels/(threads*most)))
     edges = np.linspace(0, math.ceil(n_pixels/64), n+1).astype(int)*64  # a block begins with a byte of bits, and a cache line
     blocks = [(int(a), min(int(b), n_pixels)) for a,b in zip(edges, edges[1:]) if b > a]
-    if threads < 2: return [kernel(*b, *args) for b in blocks]
-    with ThreadPoolExecutor(threads) as pool: return list(pool.map(lambda b: kernel(*b, *args), blocks))
+    share = lambda t: [kernel(*b, *args) for b in blocks[t*n//threads : (t + 1)*n//threads]]
+    if threads < 2: return share(0)
+    with ThreadPoolExecutor(threads - 1) as pool:    # this thread takes part: torch's own may still be spinning for work
+        others = [pool.submit(share, t) for t in range(1, threads)]
+        return sum((other.result() for other in others), share(0))
 
 # %% ../nbs/00_spike_camera.ipynb #35631c5b
 @compiled

@@ -139,9 +139,13 @@ def test_reproduce(project):
     assert (project/"outputs"/"laptop"/"tables"/"one.md").read_text() == "3"
 
 def test_reproduce_only_some(project):
-    write(project/"nbs"/"05_other.ipynb", 'preset = "smoke"', "import os", "print('other', preset)")
+    write(project/"nbs"/"05_other.ipynb", 'preset = "smoke"\nsize = 2', "import os", "print('other', preset, size)")
     out, err = spklip(project, "reproduce", "--preset", "laptop", "--only", "05").communicate(timeout=60)
-    assert "other laptop" in out and "kernel" not in out, err
+    assert "other laptop 2" in out and "kernel" not in out, err
+    _, err = spklip(project, "reproduce", "--only", "05", "--set", "sise=3").communicate(timeout=60)
+    assert err.strip() == "spklip reproduce: --set sise=3: NAME=VALUE expected, NAME one of preset, size"
+    out, err = spklip(project, "reproduce", "--only", "05", "--set", "size=3").communicate(timeout=60)
+    assert "other smoke 3" in out or "other laptop 3" in out, err
     process = spklip(project, "reproduce", "--only", "05,99")
     _, err = process.communicate(timeout=60)
     assert process.returncode and err.strip() == "spklip reproduce: --only 05,99: no notebook starts with '99'; there are 04_train, 05_other"

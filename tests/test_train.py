@@ -11,7 +11,7 @@ import spklip.train as train
 from spklip.data.datasets import SpikeDataset
 from spklip.data.scenes import SpikeActions, generate
 from spklip.stcl import SPKLIP
-from spklip.train import Evaluation, TrainConfig, augment, evaluate, fit, hold_out, learning_rate, mirrored, preset_of
+from spklip.train import Evaluation, TrainConfig, augment, evaluate, fit, hold_out, learning_rate, mirrored, preset_of, spiking_presets, train_and_test
 
 SMOKE = preset_of("smoke")
 TINY = replace(SMOKE, scenes=SpikeActions(classes=2, train=32, validation=8, test=8, train_actors=4, validation_actors=2, test_actors=2))
@@ -63,6 +63,31 @@ def test_starting_from_a_model_keeps_its_words(data, tmp_path):
     second = SPKLIP.from_pretrained(fit(once, data, tmp_path/"b", start=first, progress=False, device="cpu"))
     assert second.text.tokenizer.get_vocab() == SPKLIP.from_pretrained(first).text.tokenizer.get_vocab()
     with pytest.raises(ValueError, match="other sizes"): fit(preset_of("laptop"), data, tmp_path/"c", start=first, progress=False)
+
+
+def test_a_spiking_encoder_starts_from_an_ann_and_resumes(data, tmp_path, monkeypatch):
+    ann = fit(TINY, data, tmp_path/"ann", progress=False, device="cpu")
+    preset = spiking_presets(TINY)["full, integer"]
+    whole = fit(preset, data, tmp_path/"whole", start=ann, progress=False, device="cpu")
+    assert SPKLIP.from_pretrained(whole).config.fsve == preset.model.fsve
+    keep = train.save_epoch
+    def interrupt(*args): keep(*args); raise KeyboardInterrupt
+    monkeypatch.setattr(train, "save_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt): fit(preset, data, tmp_path/"cut", start=ann, progress=False, device="cpu")
+    monkeypatch.setattr(train, "save_epoch", keep)
+    resumed = fit(preset, data, tmp_path/"cut", start=ann, progress=False, device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values()))
+    other = spiking_presets(TINY)["cnn, eq. 7"]
+    with pytest.raises(ValueError, match="another spiking encoder"): fit(other, data, tmp_path/"other", start=whole, progress=False, device="cpu")
+
+
+def test_a_run_is_trained_once(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/"runs"))
+    metrics, folder = train_and_test(TINY, data, seed=3)
+    monkeypatch.setattr(train, "fit", None)                       # whoever trains now fails
+    again, same = train_and_test(TINY, data, seed=3)
+    assert again == metrics and same == folder and (folder/"model.safetensors").exists() and 0 <= metrics["top1"] <= 1
+    with pytest.raises(TypeError): train_and_test(TINY, data, seed=4)
 
 
 def test_top_k_and_confusion_by_hand():
