@@ -59,15 +59,15 @@ def lif_by_steps(
         u = config.decay*u*(1 - spikes[-1].detach())
     return torch.stack(spikes)
 
-# %% ../nbs/05_fsve.ipynb #008edeae
+# %% ../nbs/05_fsve.ipynb #a95d9285
 FIRED, INSIDE = 1, 2
 
 @compiled
 def lif_forward(first, end, current, spikes, marks, decay, threshold, lens):
-    "Neurons `first` to `end` of current [T,P] through all steps (eq. 7)."
+    "Neurons `first` to `end` of current [T,P], or [1,P] for one that stays, through all steps (eq. 7)."
     u = np.zeros(end - first, np.float32)
-    for t in range(len(current)):
-        x, s, m = current[t, first:end], spikes[t, first:end], marks[t, first:end]
+    for t in range(len(spikes)):
+        x, s, m = current[t % len(current), first:end], spikes[t, first:end], marks[t, first:end]
         for p in range(len(u)):
             v = u[p] + x[p]
             fired = v >= threshold
@@ -79,13 +79,14 @@ def lif_backward(first, end, marks, grad, out, decay, slope):
     "The gradient of `lif_forward` with eq. 8 for the step; factors of 0 and 1 instead of branches, so that it is vectorised."
     g = np.zeros(end - first, np.float32)
     for t in range(len(grad) - 1, -1, -1):
-        y, o, m = grad[t, first:end], out[t, first:end], marks[t, first:end]
+        y, o, m = grad[t, first:end], out[t % len(out), first:end], marks[t, first:end]
         for p in range(len(g)):
             mark = np.int32(m[p])
-            o[p] = g[p]*decay*np.float32(1 - (mark & 1)) + y[p]*(slope*np.float32(mark >> 1))
-            g[p] = o[p]
+            g[p] = g[p]*decay*np.float32(1 - (mark & 1)) + y[p]*(slope*np.float32(mark >> 1))
+        if len(out) == len(grad) or t == len(grad) - 1: o[:] = g
+        else: o += g  # a current that stays gets the sum
 
-# %% ../nbs/05_fsve.ipynb #909611b8
+# %% ../nbs/05_fsve.ipynb #a06f8aa3
 def by_steps(x): # dense tensor [T,...]; its memory as an array [T,P], in whatever order a step's elements lie
     return x.as_strided((len(x), x[0].numel()), (x.stride(0), 1)).numpy()
 
@@ -98,23 +99,24 @@ def dense(x): # [T,...] -> the same with each step in one piece of memory, chann
     return x if x.stride(0) >= need or len(x) == 1 else x.contiguous()
 
 class FusedLIF(torch.autograd.Function):
-    "`lif_by_steps` for float32 on a CPU."
+    "`lif_by_steps` for float32 on a CPU; a current of one step stays for all `steps`."
     @staticmethod
-    def forward(ctx, current, config):
+    def forward(ctx, current, config, steps):
         x = dense(current.detach())
-        spikes, flat = torch.empty_like(x), by_steps(x)
-        ctx.marks, ctx.config, ctx.strides = np.empty(flat.shape, np.uint8), config, x.stride()
-        in_threads(lif_forward, flat.shape[1], flat, by_steps(spikes), ctx.marks,
+        spikes = torch.empty_strided((steps, *x.shape[1:]), (x[0].numel(), *x.stride()[1:]))
+        ctx.marks, ctx.config, ctx.like = np.empty((steps, x[0].numel()), np.uint8), config, x
+        in_threads(lif_forward, x[0].numel(), by_steps(x), by_steps(spikes), ctx.marks,
                    *np.float32([config.decay, config.threshold, config.lens]), most=32768)
         return spikes
 
     @staticmethod
     def backward(ctx, grad):
-        if grad.stride() != ctx.strides: grad = torch.empty_strided(grad.shape, ctx.strides).copy_(grad)
-        out = torch.empty_like(grad)
+        out = torch.empty_like(ctx.like)
+        strides = (ctx.like[0].numel(), *ctx.like.stride()[1:])
+        if grad.stride() != strides: grad = torch.empty_strided(grad.shape, strides).copy_(grad)
         in_threads(lif_backward, ctx.marks.shape[1], ctx.marks, by_steps(grad), by_steps(out),
                    *np.float32([ctx.config.decay, 1/(2*ctx.config.lens)]), most=32768)
-        return out, None
+        return out, None, None
 
 # %% ../nbs/05_fsve.ipynb #abe5c90d
 def straight_through(above, lens): # eq. 7's step with eq. 8's gradient
@@ -126,30 +128,31 @@ def lif_compiled(): # one for all layers; `dynamic`, so that another size needs 
     "`lif_by_steps` for a GPU."
     return torch.compile(lambda current, config: lif_by_steps(current, config, straight_through), dynamic=True)
 
-# %% ../nbs/05_fsve.ipynb #7d913da3
+# %% ../nbs/05_fsve.ipynb #7395a541
 class LIF(nn.Module):
     "A layer of leaky integrate-and-fire neurons (eq. 7 and 8)."
     def __init__(self, config:LIFConfig=LIFConfig()):
         super().__init__()
         self.config = config
 
-    def forward(self, current:Tensor) -> Tensor: # x [T,...] -> spikes [T,...]
-        if current.dtype == torch.float64: return lif_by_steps(current, self.config)
-        fused = FusedLIF.apply if njit is not None and current.device.type == "cpu" else lif_compiled() if current.is_cuda else lif_by_steps
-        return fused(current.float(), self.config).to(current.dtype)  # a membrane in 16 bits would forget small currents
+    def forward(self, current:Tensor, steps:int|None=None) -> Tensor: # x [T,...], or [1,...] that stays for `steps` -> spikes [T,...]
+        steps, x = steps or len(current), current if current.dtype == torch.float64 else current.float() # in 16 bits a membrane would forget small currents
+        if njit is not None and x.device.type == "cpu" and x.dtype == torch.float32: spikes = FusedLIF.apply(x, self.config, steps)
+        else: spikes = (lif_compiled() if x.is_cuda else lif_by_steps)(x.expand(steps, *x.shape[1:]), self.config)
+        return spikes.to(current.dtype)
 
-# %% ../nbs/05_fsve.ipynb #8c3bb472
+# %% ../nbs/05_fsve.ipynb #ffd9be55
 class Rounded(torch.autograd.Function):
-    "Rounding to 0 ... levels, with the gradient of clipping."
+    "Rounding to 0 ... levels times the quantum, with the gradient of clipping."
     @staticmethod
-    def forward(ctx, u, levels):
-        ctx.save_for_backward(u); ctx.levels = levels
-        return u.round().clamp(0, levels)
+    def forward(ctx, u, quantum, levels):
+        ctx.save_for_backward(u); ctx.largest = quantum*levels
+        return (u/quantum).round_().clamp_(0, levels).mul_(quantum)
 
     @staticmethod
     def backward(ctx, grad):
         u, = ctx.saved_tensors
-        return grad*((u >= 0) & (u <= ctx.levels)), None
+        return torch.ops.aten.hardtanh_backward(grad, u, 0, ctx.largest), None, None  # one pass; a mask takes four
 
 class IntegerLIF(nn.Module):
     "Leaky neurons that emit up to `levels` spikes a step, each worth a threshold."
@@ -157,13 +160,13 @@ class IntegerLIF(nn.Module):
         super().__init__()
         self.decay, self.quantum, self.levels = config.decay, config.threshold, levels
 
-    def forward(self, current:Tensor) -> Tensor: # x [T,...] -> [T,...], 0, theta, ... levels*theta
-        u, spikes = 0, []
-        for x in current.unbind():
-            u = u + x/self.quantum
-            spikes.append(Rounded.apply(u, self.levels))
-            u = self.decay*(u - spikes[-1])
-        return self.quantum*torch.stack(spikes)
+    def forward(self, current:Tensor, steps:int|None=None) -> Tensor: # x [T,...], or [1,...] that stays for `steps` -> [T,...], 0, theta, ... levels*theta
+        currents = current.unbind()*(steps or 1) if len(current) == 1 else current.unbind()
+        u, spikes = currents[0], [Rounded.apply(currents[0], self.quantum, self.levels)]
+        for x in currents[1:]:
+            u = self.decay*(u - spikes[-1]) + x
+            spikes.append(Rounded.apply(u, self.quantum, self.levels))
+        return torch.stack(spikes)
 
 def unroll(
     spikes:Tensor,    # what an `IntegerLIF` gives, [T,...]
@@ -224,7 +227,7 @@ class SpikingConv(nn.Module):
     def forward(self, x:Tensor) -> Tensor: # spikes [T,n,C,h,w] -> spikes, or currents, [T,n,C',h',w']
         return self.neurons(self.current(x))
 
-# %% ../nbs/05_fsve.ipynb #f3c14e3c
+# %% ../nbs/05_fsve.ipynb #8eb15bcc
 class SpikingTower(nn.Module):
     "A residual block of three 3x3 convolutions in spikes; fires after the sum."
     def __init__(self, width:int, fsve:FSVEConfig):
@@ -255,7 +258,7 @@ class SpikingHSFE(nn.Module):
         return self.norms[0](self.mtf.expose(blocks)[None])
 
     def read(self, current:Tensor) -> Tensor: # currents [1,n,m*filters,H,W] -> spikes [T,n,maps,H,W]
-        hidden = self.neurons[0](current.expand(self.fsve.steps, *current.shape[1:]))
+        hidden = self.neurons[0](current, self.fsve.steps)
         maps = self.neurons[1](self.norms[1](each_step(self.mtf.merge, hidden)))
         return self.tower(maps if self.sa is None else torch.minimum(maps, self.sa(maps)))  # a spike where both are: a gate, also on counts
 

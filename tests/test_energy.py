@@ -83,7 +83,7 @@ def test_what_is_no_spike_is_seen():
     torch.manual_seed(0)
     model = SPKLIP(spiking("cnn", "lif"))
     before = {c.layer: c for c in by_hooks(model, clips(1))}
-    model.hsfe.neurons[0].forward = lambda x: x*0.3
+    model.hsfe.neurons[0].forward = lambda x, steps=None: x*0.3
     after = {c.layer: c for c in by_hooks(model, clips(1))}
     assert before["hsfe.mtf.second.0"].macs == 0 and after["hsfe.mtf.second.0"].macs == after["hsfe.mtf.second.0"].dense > 0
     assert spike_counts(torch.tensor([0., 0.5, 2.]), 0.5, 4).tolist() == [0, 1, 4]

@@ -33,7 +33,7 @@ def test_fused_is_the_plain_way(shape, layout):
     if layout == "every second": x = torch.randn(*shape[:-1], 2*shape[-1])[..., ::2]
     config, grad = LIFConfig(decay=0.4, threshold=0.7, lens=0.3), torch.randn(shape)
     ours, plain = x.detach().requires_grad_(), x.detach().clone().requires_grad_()
-    a, b = fsve.FusedLIF.apply(ours, config), lif_by_steps(plain, config)
+    a, b = fsve.FusedLIF.apply(ours, config, len(x)), lif_by_steps(plain, config)
     a.backward(grad); b.backward(grad)
     assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6)
 
@@ -52,12 +52,17 @@ def test_a_membrane_keeps_float32_under_autocast():
     assert lif_by_steps(x, LIFConfig(decay=1.)).sum() == 0
 
 def test_a_current_repeated_without_memory():
-    "An expanded current, as HSFE gives: its stride in time is 0, its gradient the sum over time."
-    x = torch.randn(1, 3, 8, requires_grad=True)
-    spikes = LIF()(x.expand(4, 3, 8)); spikes.sum().backward()
-    y = x.detach().clone().requires_grad_()
-    lif_by_steps(y.expand(4, 3, 8), LIFConfig()).sum().backward()
-    assert spikes.shape == (4, 3, 8) and torch.allclose(x.grad, y.grad)
+    "A current that stays, as HSFE gives: its gradient is the sum over time."
+    torch.manual_seed(0)
+    for make in (lambda x: x, lambda x: x.transpose(-1, 1)):
+        base, grad = make(torch.randn(1, 3, 8, 5)), make(torch.randn(4, 3, 8, 5))
+        for layer in (LIF(LIFConfig(decay=0.4)), IntegerLIF(levels=2)):
+            x, y = base.clone().requires_grad_(), base.clone().requires_grad_()
+            once, repeated = layer(x, 4), layer(y.expand(4, *y.shape[1:]))
+            once.backward(grad); repeated.backward(grad)
+            assert torch.equal(once, repeated) and torch.allclose(x.grad, y.grad, atol=1e-6)
+        plain = lif_by_steps(base.expand(4, *base.shape[1:]), LIFConfig(decay=0.4))
+        assert torch.equal(LIF(LIFConfig(decay=0.4))(base, 4), plain)
 
 def test_spikingjelly_agrees():
     base = pytest.importorskip("spikingjelly.activation_based.neuron")
