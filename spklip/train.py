@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'spiking_presets', 'mirrored', 'augment',
            'learning_rate', 'make_optimizer', 'has_bf16', 'sentences_of', 'train_epoch', 'Evaluation', 'evaluate',
-           'save_epoch', 'load_epoch', 'new_model', 'hold_out', 'fit', 'train_and_test']
+           'save_epoch', 'load_epoch', 'new_model', 'hold_out', 'fit', 'run_of', 'train_and_test', 'train_all']
 
-# %% ../nbs/04_train.ipynb #e29791b0
+# %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
 import json
 import math
@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from .data.datasets import SpikeDataset
 from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
-from .lab.runs import cached, fingerprint, run_folder
+from .lab.runs import cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, spiking
 
@@ -93,12 +94,15 @@ def preset_of(
     if name not in (known := presets()): raise ValueError(f"no preset {name!r}: {', '.join(known)}")
     return known[name]
 
-# %% ../nbs/04_train.ipynb #6ff34047
+# %% ../nbs/04_train.ipynb #b0e38117
 def spiking_presets(
     preset:Preset, # an ANN's
+    clips:int,     # to train on
+    steps:int=250, # optimiser steps, about: an epoch of a small data set has few
 ) -> dict:         # name -> Preset
     "The spiking encoders of A.7, with the paper's neuron and with ours; trained from the ANN's weights."
-    neurons, briefly = {"eq. 7": ("lif", 2), "integer": ("integer", 1)}, replace(preset.train, epochs=min(4, preset.train.epochs))
+    neurons, t = {"eq. 7": ("lif", 2), "integer": ("integer", 1)}, preset.train
+    briefly = replace(t, epochs=min(t.epochs, max(1, round(steps*t.batch_size/((1 - t.hold_out)*clips)))))
     return {f"{part}, {name}": replace(preset, train=briefly, model=replace(preset.model, fsve=FSVEConfig(part=part, neuron=neuron, steps=steps)))
             for name, (neuron, steps) in neurons.items() for part in ("cnn", "full")}
 
@@ -304,7 +308,11 @@ def fit(
     (folder/"model"/"history.json").write_text(json.dumps(history, indent=1) + "\n")
     return folder/"model"
 
-# %% ../nbs/04_train.ipynb #9207f36e
+# %% ../nbs/04_train.ipynb #cbd4917c
+def run_of(preset:Preset, data:str|Path, seed:int=0, start:str|Path|None=None) -> dict: # the run's whole configuration
+    "What identifies a training: a data set and a model to start from by what is in them."
+    return dict(preset=preset, data=fingerprint(data), seed=seed, start=sha256((Path(start)/"model.safetensors").read_bytes()).hexdigest() if start else "")
+
 def train_and_test(
     preset:Preset,            # sizes
     data:str|Path,            # folder of a data set
@@ -313,9 +321,17 @@ def train_and_test(
 ) -> tuple:                   # metrics on the test split with the history, folder of the model
     "Train with one seed, then look at the test split once."
     def make(at):
-        model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None))
+        model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress=parent_process() is None))
         _, kept_back = hold_out(SpikeDataset(data, "train"), preset.train.hold_out)
         return dict(evaluate(model, SpikeDataset(data, "test")).metrics(), seen_top1=evaluate(model, kept_back).top(1),
                     history=json.loads((at/"model"/"history.json").read_text()))
-    run = dict(preset=preset, data=fingerprint(data), seed=seed, start=sha256((Path(start)/"model.safetensors").read_bytes()).hexdigest() if start else "")
+    run = run_of(preset, data, seed, start)
     return cached("train", run, make), run_folder("train", run)/"model"
+
+def train_all(
+    jobs:dict, # any key -> what `train_and_test` takes: preset, data, seed, start
+) -> dict:     # the same keys -> what it gives
+    "Many trainings, side by side where there is no GPU; what two share, or an earlier call has trained, is trained once."
+    todo = {digest(run): (key, job) for key, job in jobs.items() if not is_finished("train", run := run_of(*job))}
+    if not torch.cuda.is_available(): side_by_side(train_and_test, dict(todo.values()))
+    return {key: train_and_test(*job) for key, job in jobs.items()}

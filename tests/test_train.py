@@ -1,5 +1,7 @@
 "Training and evaluation: resumed runs, protocols, augmentation, errors."
 import math
+import multiprocessing
+import os
 import random
 from dataclasses import replace
 
@@ -10,8 +12,10 @@ import torch
 import spklip.train as train
 from spklip.data.datasets import SpikeDataset
 from spklip.data.scenes import SpikeActions, generate
+from spklip.lab.runs import side_by_side
 from spklip.stcl import SPKLIP
-from spklip.train import Evaluation, TrainConfig, augment, evaluate, fit, hold_out, learning_rate, mirrored, preset_of, spiking_presets, train_and_test
+from spklip.train import (Evaluation, TrainConfig, augment, evaluate, fit, hold_out, learning_rate, mirrored, preset_of, spiking_presets, train_all,
+                          train_and_test)
 
 SMOKE = preset_of("smoke")
 TINY = replace(SMOKE, scenes=SpikeActions(classes=2, train=32, validation=8, test=8, train_actors=4, validation_actors=2, test_actors=2))
@@ -67,7 +71,7 @@ def test_starting_from_a_model_keeps_its_words(data, tmp_path):
 
 def test_a_spiking_encoder_starts_from_an_ann_and_resumes(data, tmp_path, monkeypatch):
     ann = fit(TINY, data, tmp_path/"ann", progress=False, device="cpu")
-    preset = spiking_presets(TINY)["full, integer"]
+    preset = spiking_presets(TINY, 1000)["full, integer"]
     whole = fit(preset, data, tmp_path/"whole", start=ann, progress=False, device="cpu")
     assert SPKLIP.from_pretrained(whole).config.fsve == preset.model.fsve
     keep = train.save_epoch
@@ -77,7 +81,7 @@ def test_a_spiking_encoder_starts_from_an_ann_and_resumes(data, tmp_path, monkey
     monkeypatch.setattr(train, "save_epoch", keep)
     resumed = fit(preset, data, tmp_path/"cut", start=ann, progress=False, device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values()))
-    other = spiking_presets(TINY)["cnn, eq. 7"]
+    other = spiking_presets(TINY, 1000)["cnn, eq. 7"]
     with pytest.raises(ValueError, match="another spiking encoder"): fit(other, data, tmp_path/"other", start=whole, progress=False, device="cpu")
 
 
@@ -88,6 +92,24 @@ def test_a_run_is_trained_once(data, tmp_path, monkeypatch):
     again, same = train_and_test(TINY, data, seed=3)
     assert again == metrics and same == folder and (folder/"model.safetensors").exists() and 0 <= metrics["top1"] <= 1
     with pytest.raises(TypeError): train_and_test(TINY, data, seed=4)
+
+def test_trainings_side_by_side(data, tmp_path, monkeypatch, capsys):
+    "Each is trained once, also where two keys share it; one thread each, so that the number of cores changes nothing."
+    monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/"runs"))
+    found = train_all({"a": (TINY, data, 1), "the same": (TINY, data, 1), "b": (TINY, data, 2)})
+    assert found["a"] == found["the same"] != found["b"] and capsys.readouterr().out.count("to go") == 2
+    monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/"one by one"))
+    side_by_side(train_and_test, {"a": (TINY, data, 1)}, at_once=1)
+    again, wanted = weights(train_and_test(TINY, data, 1)[1]), weights(found["a"][1])
+    assert all(torch.equal(again[k], wanted[k]) for k in wanted)
+
+def test_side_by_side_names_what_failed_and_stops_the_others(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/"runs"))
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        (tmp_path/"model.safetensors").touch()
+        train_all({"good": (replace(TINY, train=replace(TINY.train, epochs=1000)), data, 1), "bad": (TINY, data, 1, tmp_path)})
+    assert not multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match="a process died, of 1"): side_by_side(os._exit, {"gone": (1,)})
 
 
 def test_top_k_and_confusion_by_hand():
