@@ -176,7 +176,7 @@ def unroll(
     steps = torch.arange(layer.levels, device=spikes.device).view(1, -1, *[1]*(spikes.ndim - 1))
     return ((spikes/layer.quantum).round()[:, None] > steps).to(spikes.dtype).flatten(0, 1)
 
-# %% ../nbs/05_fsve.ipynb #b2bce4ca
+# %% ../nbs/05_fsve.ipynb #6a0d7d7b
 @dataclass(frozen=True)
 class FSVEConfig(LIFConfig):
     "Which part of the visual encoder spikes, and how (section 3.5); the neuron's constants are LIFConfig's."
@@ -193,7 +193,7 @@ class FSVEConfig(LIFConfig):
 
     @property
     def reach(self) -> float: # the largest current that such neurons tell from smaller ones; for eq. 7 a current far above the threshold
-        return self.threshold*(2 if self.neuron == "lif" else self.levels)
+        return self.threshold*(3 if self.neuron == "lif" else self.levels)
 
     def neurons(self) -> nn.Module: # a layer of them
         return LIF(self) if self.neuron == "lif" else IntegerLIF(self, self.levels)

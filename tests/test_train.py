@@ -1,6 +1,5 @@
 "Training and evaluation: resumed runs, protocols, augmentation, errors."
 import math
-import multiprocessing
 import os
 import random
 from dataclasses import replace
@@ -12,6 +11,7 @@ import torch
 import spklip.train as train
 from spklip.data.datasets import SpikeDataset
 from spklip.data.scenes import SpikeActions, generate
+from spklip.lab import runs
 from spklip.lab.runs import side_by_side
 from spklip.stcl import SPKLIP
 from spklip.train import (Evaluation, TrainConfig, augment, evaluate, fit, hold_out, learning_rate, mirrored, preset_of, spiking_presets, train_all,
@@ -107,9 +107,9 @@ def test_side_by_side_names_what_failed_and_stops_the_others(data, tmp_path, mon
     monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/"runs"))
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         (tmp_path/"model.safetensors").touch()
-        train_all({"good": (replace(TINY, train=replace(TINY.train, epochs=1000)), data, 1), "bad": (TINY, data, 1, tmp_path)})
-    assert not multiprocessing.active_children()
-    with pytest.raises(RuntimeError, match="a process died, of 1"): side_by_side(os._exit, {"gone": (1,)})
+        train_all({"good": (good := (replace(TINY, train=replace(TINY.train, epochs=1000)), data, 1)), "bad": (TINY, data, 1, tmp_path)})
+    assert not (runs.run_folder("train", train.run_of(*good))/"model").exists()
+    with pytest.raises(RuntimeError, match="a process died, of 2"): side_by_side(os._exit, {"gone": (1,), "too": (1,)}, at_once=2)
 
 
 def test_top_k_and_confusion_by_hand():

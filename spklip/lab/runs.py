@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['atomic', 'write_json', 'plain', 'digest', 'fingerprint', 'runs_folder', 'run_folder', 'is_finished', 'cached',
-           'finished', 'cores', 'side_by_side']
+           'finished', 'side_by_side']
 
-# %% ../../nbs/lab/01_runs.ipynb #40e236cf
-import hashlib, json, multiprocessing, os, signal, threading, time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+# %% ../../nbs/lab/01_runs.ipynb #e3043694
+import hashlib, json, os, time
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Callable
+from joblib import Parallel, cpu_count, delayed
 from .notebooks import root
 
 # %% ../../nbs/lab/01_runs.ipynb #cb79eda3
@@ -112,37 +112,29 @@ def finished() -> list[dict]: # name, seconds, config, result of each
         found.append({"name": done.parent.name, **kept, "config": json.loads((done.parent/"config.json").read_text())})
     return found
 
-# %% ../../nbs/lab/01_runs.ipynb #b72a0962
-def alone():
-    "A process for one job at a time: one thread, and an end when the process that began it ends."
+# %% ../../nbs/lab/01_runs.ipynb #55259c68
+def alone(name, work, arguments): # -> name
+    "A job with one thread; how many there were before is how many there are after."
     import torch # only who works pays for the import
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the one who waits, who then ends all
-    def follow(): multiprocessing.parent_process().join(); os._exit(1)
-    threading.Thread(target=follow, daemon=True).start()
+    try: work(*arguments)
+    finally: torch.set_num_threads(threads)
+    return name
 
-# %% ../../nbs/lab/01_runs.ipynb #fea8ea91
-def cores() -> int:
-    "Cores that this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
+# %% ../../nbs/lab/01_runs.ipynb #0adbd54a
 def side_by_side(
-    work:Callable,        # a function of a module: the processes import it
-    jobs:dict,            # what to call a job -> its arguments
+    work:Callable,        # what to call
+    jobs:dict,            # what a job is called -> its arguments
     at_once:int|None=None,# processes; None: as many as there are cores
 ) -> None:
     "Call `work` once a job, in processes with one thread each, and tell what is done and left. Raises what a job raises; the others are stopped."
+    start, n = time.time(), min(at_once or cpu_count(), len(jobs))
     if not jobs: return
-    start, n = time.time(), min(at_once or cores(), len(jobs))
-    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), alone) as pool:
-        try:
-            calls = {pool.submit(work, *arguments): name for name, arguments in jobs.items()}
-            for i, call in enumerate(as_completed(calls), 1):
-                call.result()
-                took = time.time() - start
-                print(f"{i} of {len(jobs)} in {took/60:.1f} min, about {took/i*(len(jobs) - i)/60:.0f} to go: {calls[call]}", flush=True)
-        except BaseException as error:
-            for process in multiprocessing.active_children(): process.terminate()
-            pool.shutdown(cancel_futures=True)
-            if isinstance(error, BrokenProcessPool): raise RuntimeError(f"a process died, of {n} side by side; out of memory? What is done is kept.") from error
-            raise
+    done = Parallel(n, "loky", batch_size=1, return_as="generator_unordered")(delayed(alone)(name, work, arguments) for name, arguments in jobs.items())
+    try:
+        for i, name in enumerate(done, 1):
+            took = time.time() - start
+            print(f"{i} of {len(jobs)} in {took/60:.1f} min, about {took/i*(len(jobs) - i)/60:.0f} to go: {name}", flush=True)
+    except BrokenExecutor as error:
+        raise RuntimeError(f"a process died, of {n} side by side; out of memory? What is done is kept.") from error
