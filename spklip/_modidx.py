@@ -773,6 +773,7 @@ d = { 'settings': { 'branch': 'main',
                               'spklip.train.sentences_of': ('train.html#sentences_of', 'spklip/train.py'),
                               'spklip.train.small_text': ('train.html#small_text', 'spklip/train.py'),
                               'spklip.train.spiking_presets': ('train.html#spiking_presets', 'spklip/train.py'),
+                              'spklip.train.study': ('train.html#study', 'spklip/train.py'),
                               'spklip.train.train_all': ('train.html#train_all', 'spklip/train.py'),
                               'spklip.train.train_and_test': ('train.html#train_and_test', 'spklip/train.py'),
                               'spklip.train.train_epoch': ('train.html#train_epoch', 'spklip/train.py')}}}
