@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored', 'augment',
            'learning_rate', 'make_optimizer', 'has_bf16', 'sentences_of', 'train_epoch', 'Evaluation', 'evaluate',
-           'save_epoch', 'load_epoch', 'new_model', 'hold_out', 'fit', 'run_of', 'train_and_test', 'train_all']
+           'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'hold_out', 'fit', 'run_of', 'train_and_test',
+           'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -234,6 +235,13 @@ def evaluate(
     clips = torch.cat([model.encode_video(b["packed"]) for b in DataLoader(dataset, batch_size)])
     return Evaluation((clips @ sentences.T).cpu(), torch.tensor(dataset.labels), clips.cpu(), dataset.classes)
 
+# %% ../nbs/04_train.ipynb #9ecb2452
+def segments_of(
+    model:SPKLIPConfig, # sizes
+) -> int:               # segments of ten frames that its sub-blocks need: 25 for the paper's five
+    "How long a clip is."
+    return -(-model.hsfe.frames//10)
+
 # %% ../nbs/04_train.ipynb #8e6f5407
 def save_epoch(folder:Path, model:SPKLIP, optimizer, history:list) -> None:
     "Write `epoch-NNN`, whole or not at all, then drop the epochs before it."
@@ -283,7 +291,7 @@ def hold_out(
         parts.append(part)
     return tuple(parts)
 
-# %% ../nbs/04_train.ipynb #e3d1df86
+# %% ../nbs/04_train.ipynb #a347e530
 def fit(
     preset:Preset,              # sizes
     data:str|Path,              # folder of a data set
@@ -297,8 +305,9 @@ def fit(
     config, folder = preset.train, Path(folder); folder.mkdir(parents=True, exist_ok=True)
     if (folder/"model"/"history.json").exists(): return folder/"model"
     accelerator = Accelerator(cpu=(device == "cpu"))
-    train, _ = hold_out(SpikeDataset(data, "train", jitter=True, seed=seed), config.hold_out)
-    validation = SpikeDataset(data, "validation")
+    segments = segments_of(preset.model)
+    train, _ = hold_out(SpikeDataset(data, "train", segments, jitter=True, seed=seed), config.hold_out)
+    validation = SpikeDataset(data, "validation", segments)
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=train.height, width=train.width), train, start).to(accelerator.device)
     loader = DataLoader(train, config.batch_size, shuffle=True, drop_last=len(train) >= config.batch_size, num_workers=config.workers)
@@ -316,7 +325,7 @@ def fit(
     (folder/"model"/"history.json").write_text(json.dumps(history, indent=1) + "\n")
     return folder/"model"
 
-# %% ../nbs/04_train.ipynb #cbd4917c
+# %% ../nbs/04_train.ipynb #42a587fc
 def run_of(preset:Preset, data:str|Path, seed:int=0, start:str|Path|None=None) -> dict: # the run's whole configuration
     "What identifies a training: a data set and a model to start from by what is in them."
     return dict(preset=preset, data=fingerprint(data), seed=seed, start=sha256((Path(start)/"model.safetensors").read_bytes()).hexdigest() if start else "")
@@ -330,8 +339,9 @@ def train_and_test(
     "Train with one seed, then look at the test split once."
     def make(at):
         model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress=parent_process() is None))
-        _, kept_back = hold_out(SpikeDataset(data, "train"), preset.train.hold_out)
-        return dict(evaluate(model, SpikeDataset(data, "test")).metrics(), seen_top1=evaluate(model, kept_back).top(1),
+        segments = segments_of(preset.model)
+        _, kept_back = hold_out(SpikeDataset(data, "train", segments), preset.train.hold_out)
+        return dict(evaluate(model, SpikeDataset(data, "test", segments)).metrics(), seen_top1=evaluate(model, kept_back).top(1),
                     history=json.loads((at/"model"/"history.json").read_text()))
     run = run_of(preset, data, seed, start)
     return cached("train", run, make), run_folder("train", run)/"model"

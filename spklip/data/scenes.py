@@ -6,8 +6,8 @@
 __all__ = ['DOMAINS', 'BONES', 'ANCHORS', 'WALLS', 'DECOR', 'SWAPPED', 'AT_ONCE', 'GROUNDS', 'WALL_WORDS', 'WORDS', 'VERSION',
            'RICH_VERSION', 'settle', 'SpikeActions', 'actor', 'dress', 'rotate', 'skeleton', 'place', 'Take', 'take',
            'enrich', 'timing', 'figure', 'actor_capsules', 'heading', 'mirrored', 'frame_capsules', 'camera_path',
-           'paint', 'draw', 'expose', 'at_once', 'render', 'caption', 'traits', 'fingerprint', 'describe', 'claim',
-           'generate']
+           'paint', 'read_frames', 'draw', 'expose', 'at_once', 'render', 'caption', 'traits', 'settings_of',
+           'fingerprint', 'describe', 'claim', 'generate']
 
 # %% ../../nbs/data/02_scenes.ipynb #ee97efec
 import hashlib, json, time
@@ -23,7 +23,7 @@ from .actions import ACTIONS, CLASSES, FLYING, POINTS, STEADY, THINGS, Action, S
 from .datasets import METADATA, SPLITS, write_metadata
 from .streams import StreamError, atomic, clip_index, write_dat
 
-# %% ../../nbs/data/02_scenes.ipynb #b55aa835
+# %% ../../nbs/data/02_scenes.ipynb #2cfe2c00
 # what a setting left at None is; of clips, so many a class
 DOMAINS = dict(
     sim=dict(classes=16, train=200, validation=20, test=40, train_actors=60, validation_actors=10, test_actors=20, firing_rate=.0576),
@@ -34,6 +34,7 @@ def settle(config): # of type SpikeActions
     if config.domain not in DOMAINS: raise ValueError(f"domain must be {' or '.join(DOMAINS)}, not {config.domain!r}")
     for name, usual in DOMAINS[config.domain].items():
         if getattr(config, name) is None: object.__setattr__(config, name, usual*config.classes if name in SPLITS else usual)
+    if config.segments is not None and config.segments < 1: raise ValueError(f"segments must be 1 or more, not {config.segments}")
     if not 2 <= config.classes <= len(CLASSES): raise ValueError(f"classes must be 2 to {len(CLASSES)}, not {config.classes}")
     for name in ("height", "width", "theta", "rate_hz", "firing_rate"):
         if not getattr(config, name) > 0: raise ValueError(f"{name} must be more than 0, not {getattr(config, name)}")
@@ -41,7 +42,7 @@ def settle(config): # of type SpikeActions
         clips, actors = getattr(config, split), getattr(config, f"{split}_actors")
         if clips < 0 or clips and actors < 1: raise ValueError(f"{split} must be 0 or more and have {split}_actors, not {clips} clips of {actors} actors")
 
-# %% ../../nbs/data/02_scenes.ipynb #1aa945a5
+# %% ../../nbs/data/02_scenes.ipynb #c1e7959c
 @dataclass(frozen=True)
 class SpikeActions:
     "The settings of the data set (section 7 of the design, A.2 of the paper); a clip is a pure function of them and its index."
@@ -59,9 +60,13 @@ class SpikeActions:
     rate_hz:float = 1500.0            # spike frames a second (30 frames a second, 50 to each)
     firing_rate:float|None = None     # spikes per pixel and frame, mean over clips: 0.0576 and 0.01825 (A.2)
     seed:int = 0
+    segments:int|None = None          # ten frames each that are kept of a recording; None: 25, the paper's
 
     def __post_init__(self): settle(self)
     def __len__(self): return self.train + self.validation + self.test
+    @property
+    def frames(self) -> int: # of a clip
+        return 10*(self.segments or 25)
     @property
     def rich(self) -> bool:
         "Whether clips are drawn and told in all their variety; the first 16 classes of sim stay as models have learnt them."
@@ -490,7 +495,10 @@ def lights(config, shots, frames, device): # frames [B,T] -> exposed light, [B,T
     gains = [round(w/m, 3) for w, m in zip(wanted, means)]  # rounded, for a sum's last digits depend on the number of threads
     return scene(config, shots, frames, device).mul_(torch.tensor(gains, device=device)[:, None, None, None]).clamp_(0, 1)
 
-# %% ../../nbs/data/02_scenes.ipynb #cf3b104f
+# %% ../../nbs/data/02_scenes.ipynb #e33ede9e
+def read_frames(config, shot): # -> frame numbers of the recording that a clip holds
+    return clip_index(shot.frames, config.segments or 25)
+
 @few_threads
 def draw(
     config:SpikeActions, # the data set
@@ -500,7 +508,7 @@ def draw(
 ) -> Tensor:             # intensity, float32 [T,H,W]
     "One clip's light at the exact time of each frame."
     shot = take(config, index)
-    return lights(config, [shot], [clip_index(shot.frames) if frames is None else np.asarray(frames)], device)[0]
+    return lights(config, [shot], [read_frames(config, shot) if frames is None else np.asarray(frames)], device)[0]
 
 # %% ../../nbs/data/02_scenes.ipynb #d3f0c637
 def block_noise(config, shot, groups=8): # -> [groups,H,W]
@@ -525,7 +533,7 @@ def as_blocks(config, values): # [...,rows,columns] -> [...,H,W]
     size = block_size(config)
     return values.repeat(size, -2).repeat(size, -1)[..., :config.height, :config.width]
 
-# %% ../../nbs/data/02_scenes.ipynb #0d16eb01
+# %% ../../nbs/data/02_scenes.ipynb #5f914198
 @few_threads
 def expose(
     config:SpikeActions, # the data set
@@ -533,23 +541,23 @@ def expose(
     image:Tensor,        # their light at the 250 frames, [B,250,H,W]
 ) -> Tensor:             # packed bits, uint8 [B,250,ceil(H*W/8)]
     "Integrate and fire, the charge carried through the gaps between the segments (A.8.2)."
-    frames = np.stack([clip_index(take(config, i).frames).reshape(25, 10) for i in indices], 1)
+    frames = np.stack([read_frames(config, take(config, i)).reshape(-1, 10) for i in indices], 1)
     gap = torch.tensor(np.append(frames[1:, :, 0] - frames[:-1, :, -1] - 1, 0*frames[:1, :, 0], 0), device=image.device)[..., None, None]
-    seen = image.unflatten(1, (25, 10)).movedim(0, 2)  # [25,10,B,H,W]
+    seen = image.unflatten(1, (-1, 10)).movedim(0, 2)  # [segments,10,B,H,W]
     unseen = (.5*gap*(seen[:, 9] + seen[:, 0].roll(-1, 0))) % config.theta
     start = np.stack([config.rng(4, i).random(image.shape[2:], np.float32)*np.float32(config.theta) for i in indices])
     light = torch.cat([seen, unseen[:, None]], 1).flatten(0, 1)
     shoot = lambda light, charge, **more: simulate(light, theta=config.theta, charge=torch.as_tensor(charge, device=light.device), packed=True, **more)
     if config.domain == "sim": bits = shoot(light, start)
     else: bits = torch.stack([shoot(light[:, b], start[b], noise=sensor(), seed=config.seed*10**6 + int(i)) for b, i in enumerate(indices)], 1)
-    return bits.unflatten(0, (25, 11))[:, :10].flatten(0, 1).movedim(1, 0).contiguous()
+    return bits.unflatten(0, (-1, 11))[:, :10].flatten(0, 1).movedim(1, 0).contiguous()
 
-# %% ../../nbs/data/02_scenes.ipynb #1dd73e44
+# %% ../../nbs/data/02_scenes.ipynb #0ed3a571
 AT_ONCE = 200_000_000  # pixels that a GPU paints together: 10 clips of 240 x 320, about 6 GB
 
 def at_once(config, device) -> int: # clips
     "How many clips are painted together."
-    return 1 if torch.device(device).type in FEW else max(1, AT_ONCE//(250*config.height*config.width))
+    return 1 if torch.device(device).type in FEW else max(1, AT_ONCE//(config.frames*config.height*config.width))
 
 @few_threads
 def render(
@@ -563,7 +571,7 @@ def render(
     for n in range(0, len(indices), some):
         part = indices[n:n + some]
         shots = [take(config, i) for i in part]
-        bits.append(expose(config, part, lights(config, shots, [clip_index(shot.frames) for shot in shots], device)))
+        bits.append(expose(config, part, lights(config, shots, [read_frames(config, shot) for shot in shots], device)))
     return torch.cat(bits)
 
 # %% ../../nbs/data/02_scenes.ipynb #7fd47cbd
@@ -670,30 +678,33 @@ def rich_caption(config, shot): # -> str
     words = [f"{where}," if first else "", person_words(seen, say), doing, *details, "" if first else where, tell("light"), tell("camera", .9)]
     return " ".join(w for w in words if w).rstrip(",")
 
-# %% ../../nbs/data/02_scenes.ipynb #e97c04d1
+# %% ../../nbs/data/02_scenes.ipynb #fcc0877a
 VERSION = 5       # counts up whenever the same settings would draw other clips of the first 16 classes
 RICH_VERSION = 7  # the same for all others
 
+def settings_of(config:SpikeActions) -> dict: # without what was left open
+    return {name: value for name, value in asdict(config).items() if value is not None}
+
 def fingerprint(config:SpikeActions) -> str:
     "Sixteen hexadecimal digits that change with any setting and with the drawing itself."
-    return hashlib.sha256(json.dumps([RICH_VERSION if config.rich else VERSION, asdict(config)], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([RICH_VERSION if config.rich else VERSION, settings_of(config)], sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../../nbs/data/02_scenes.ipynb #338364c7
+# %% ../../nbs/data/02_scenes.ipynb #8b453479
 def describe(
     config:SpikeActions, # the data set
     index:int,           # of the clip
 ) -> dict:               # a row of metadata.jsonl
     "What the data set's metadata says of a clip."
     shot = take(config, index)
-    return dict(file=f"{shot.split}/{shot.action.label}/{index:06d}.dat", height=config.height, width=config.width, frames=250,
+    return dict(file=f"{shot.split}/{shot.action.label}/{index:06d}.dat", height=config.height, width=config.width, frames=config.frames,
                 rate_hz=config.rate_hz, flip_rows=False, label=shot.action.label, prompt=shot.action.prompt,
                 caption=caption(config, shot), group=f"{'actor' if config.domain == 'sim' else 'person'}{shot.number:03d}", split=shot.split,
                 source="SpikeActions", made_by=f"spklip SpikeActions {fingerprint(config)}", recording=shot.frames)
 
-# %% ../../nbs/data/02_scenes.ipynb #59b5f703
+# %% ../../nbs/data/02_scenes.ipynb #becb22a8
 def claim(config, folder): # -> Path
     "Make the folder this data set's, or say what else it is."
-    settings = dict(asdict(config), made_by=f"spklip SpikeActions {fingerprint(config)}")
+    settings = dict(settings_of(config), made_by=f"spklip SpikeActions {fingerprint(config)}")
     mark = folder/"settings.json"
     if mark.exists():
         found = json.loads(mark.read_text())
