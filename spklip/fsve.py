@@ -342,7 +342,7 @@ class SpikingLayer(nn.Module):
         u = u + self.attention(self.fire[0](u))
         return u + self.narrow(self.fire[2](self.wide(self.fire[1](u))))
 
-# %% ../nbs/05_fsve.ipynb #5c1fdbf1
+# %% ../nbs/05_fsve.ipynb #963488f1
 class SpikingTransformer(TemporalTransformer):
     "Spiking self-attention across the N sub-blocks, at each time step, then the mean over both (eq. 5)."
     @staticmethod
@@ -357,6 +357,7 @@ class SpikingSTARNet(nn.Module):
     "STAR-Net with its trunk, and for `full` its temporal Transformer, in spikes."
     def __init__(self, n_in:int, config:STARNetConfig, fsve:FSVEConfig):
         super().__init__()
+        if config.backbone: raise ValueError(f"backbone={config.backbone!r} has no spiking form")
         self.config, self.trunk = config, SpikingMAPResNet(n_in, config, fsve)
         Transformer = SpikingTransformer if fsve.part == "full" else TemporalTransformer
         self.temporal = Transformer(config) if config.temporal_layers else None

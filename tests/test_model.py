@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from spklip.camera import pack
+from spklip.fsve import FSVEConfig, SpikingSTARNet
 from spklip.hsfe import HSFE, MTF, HSFEConfig, sub_blocks
 from spklip.star_net import AttentionPool, Bottleneck, MAPResNet, STARNet, STARNetConfig, TemporalTransformer
 from spklip.stcl import (SPKLIP, SPKLIPConfig, TextConfig, TextEncoder, contrastive_loss, contrastive_targets,
@@ -215,3 +216,13 @@ def test_a_broken_folder_is_named(tmp_path, spoil, error, words):
 @pytest.mark.parametrize("video", [torch.zeros(1, 250, 95, dtype=torch.uint8), torch.zeros(1, 250, 96), torch.zeros(250, 96, dtype=torch.uint8)])
 def test_what_is_no_clip_is_refused(video):
     with pytest.raises(ValueError, match=r"packed clips of 24x32 are uint8 \[B,T,96\]"): build(small()).encode_video(video)
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_the_trunk_that_stands_for_star_net(stride):
+    "Table 4 without STAR-Net: same interface, order of the sub-blocks of no matter, no spiking form."
+    config = STARNetConfig(8, (1, 1), stride, 4, (2, 3), 32, 0, 4, backbone="resnet")
+    net = STARNet(4, config).eval()
+    maps = torch.rand(2, 5, 4, 32, 40)
+    assert net(maps).shape == (2, 32) and torch.allclose(net(maps), net(maps.flip(1)), atol=1e-6)
+    with pytest.raises(ValueError, match="no spiking form"): SpikingSTARNet(4, config, FSVEConfig())
+    with pytest.raises(ValueError, match="'resnet' expected"): STARNetConfig(backbone="vit")
