@@ -99,10 +99,12 @@ def preset_of(
 def study(
     preset:Preset, # a size
 ) -> Preset:       # smaller
-    "For many trainings, of baselines and ablations: half of the clips, three quarters of the epochs."
-    if preset.name == "smoke": return preset
-    scenes, epochs = preset.scenes, max(1, preset.train.epochs*3//4)
-    return replace(preset, scenes=replace(scenes, train=scenes.train//2, validation=scenes.validation//2), train=replace(preset.train, epochs=epochs))
+    "For many trainings, of baselines and ablations: a thinner model that sees fewer clips, less often, and the classes' sentences alone."
+    if preset.name in ("smoke", "paper"): return preset
+    scenes, model, t = preset.scenes, preset.model, preset.train
+    thin = replace(model, hsfe=replace(model.hsfe, filters=model.hsfe.filters//2), star_net=replace(model.star_net, width=model.star_net.width*3//4))
+    return replace(preset, scenes=replace(scenes, train=scenes.train//2), model=thin,
+                   train=replace(t, epochs=max(1, t.epochs//4), batch_size=t.batch_size//2, prompts=1.))
 
 def spiking_presets(
     preset:Preset, # an ANN's
