@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PRESETS', 'recording', 'beside', 'info', 'grey', 'mask_for', 'view', 'data', 'check', 'listed', 'clips_of',
-           'convert', 'sources_of', 'slice_', 'train', 'trained', 'evaluate', 'classify', 'chosen', 'by_hand',
-           'on_own_data', 'reproduce', 'Parser', 'count', 'add', 'of_recording', 'how_read', 'of_mask', 'crop',
-           'of_size', 'looking', 'making', 'converting', 'slicing', 'asking', 'parser', 'one_line', 'main']
+           'convert', 'sources_of', 'slice_', 'train', 'trained', 'evaluate', 'classify', 'on_own_data', 'reproduce',
+           'Parser', 'count', 'add', 'of_recording', 'how_read', 'of_mask', 'crop', 'of_size', 'looking', 'making',
+           'converting', 'slicing', 'asking', 'parser', 'one_line', 'main']
 
 # %% ../../nbs/lab/04_cli.ipynb #2b5659dc
-import argparse, ast, os, sys
+import argparse, os, sys
 from pathlib import Path
 
 # %% ../../nbs/lab/04_cli.ipynb #3d109fa0
@@ -253,32 +253,6 @@ def classify(args) -> None:
     for p, label in sorted(zip(found, labels), reverse=True): print(f"{p:6.1%}  {label}")
 
 # %% ../../nbs/lab/04_cli.ipynb #d8d088ce
-def chosen(
-    only:str,    # "05,06": the first letters of notebooks' names, with commas between them
-) -> list[Path]: # those of nbs/ that start so, by number
-    "Notebooks by number. Raises ValueError with the names there are."
-    from spklip.lab.notebooks import root
-    there, found = sorted((root()/"nbs").glob("[0-9]*.ipynb")), []
-    for start in only.split(","):
-        those = [p for p in there if start.strip() and p.stem.startswith(start.strip())]
-        if not those: raise ValueError(f"--only {only}: no notebook starts with {start.strip()!r}; there are {', '.join(p.stem for p in there)}")
-        found += [p for p in those if p not in found]
-    return found
-
-def by_hand(
-    pairs:list,     # "NAME=VALUE", VALUE a Python literal or plain text
-    notebooks:list, # that are going to run
-) -> dict:          # name -> value
-    "Parameters set on the command line. Raises ValueError for what is no pair, or a name that none of the notebooks has."
-    from spklip.lab.notebooks import parameters_of
-    known, values = {name for p in notebooks for name in parameters_of(p)}, {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or name not in known: raise ValueError(f"--set {pair}: NAME=VALUE expected, NAME one of {', '.join(sorted(known))}")
-        try: values[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError): values[name] = text
-    return values
-
 def on_own_data(args) -> tuple: # the main notebook's parameters, what is added to its results' names
     "What `--data`, `--start` and `--name` mean to the main notebook."
     values, name = {"start": args.start} if args.start else {}, args.name or ""
@@ -293,19 +267,15 @@ def on_own_data(args) -> tuple: # the main notebook's parameters, what is added 
 
 # %% ../../nbs/lab/04_cli.ipynb #d809f45f
 def reproduce(args) -> None:
-    "spklip reproduce: run the main notebook, which makes its data set and trains, or those of --only, and say where the results are."
-    from spklip.lab.notebooks import parameters_of, root, run_notebook
-    top, size = root(), {"preset": args.preset} | ({"seeds": args.seeds} if args.seeds else {})
-    if args.only and (args.data or args.start or args.name): raise ValueError("--data, --start and --name are the main notebook's: leave out --only")
-    own, name = on_own_data(args)
-    out, notebooks = top/"outputs"/args.preset, chosen(args.only or "04_train")
-    size |= by_hand(args.set, notebooks)
-    for notebook in notebooks:
-        values = {k: v for k, v in size.items() if k in parameters_of(notebook)} | own
-        print(f"reproduce: {notebook.relative_to(top)}, " + ", ".join(f"{k} {v}" for k, v in values.items()), flush=True)
-        run_notebook(notebook, out/"notebooks"/f"{notebook.stem}{name and '_' + name}.ipynb", live=True, **values)
-    shown = [p for kind in ("tables/*.md", "figures/*.png", "notebooks/*.ipynb", "manifest.json") for p in sorted(out.glob(kind))]
-    print("\nresults:\n" + "\n".join(f"  {p.relative_to(top)}" for p in shown))
+    "spklip reproduce: every table and figure, notebook by notebook in order of need; or those of --only; or the main notebook on --data. What was computed before is not computed again."
+    from spklip.lab.reproduce import Step, by_hand, chosen, run_steps, whole
+    values, (own, name) = {"preset": args.preset} | ({"seeds": args.seeds} if args.seeds else {}), on_own_data(args)
+    if args.only and (own or name): raise ValueError("--data, --start and --name are the main notebook's: leave out --only")
+    some = chosen("04_train" if own or name else args.only) if own or name or args.only else []
+    steps = [Step(notebook, values | own, name) for notebook in some] or whole(values)
+    more = by_hand(args.set, [s.notebook for s in steps])
+    run_steps([Step(s.notebook, s.values | more, s.added) for s in steps], args.preset)
+
 
 # %% ../../nbs/lab/04_cli.ipynb #5f9346ac
 class Parser(argparse.ArgumentParser):
@@ -450,11 +420,11 @@ def asking(commands) -> None:
     of_recording(p); of_size(p)
     p.add_argument("--labels", required=True, metavar="TEXT,TEXT", help="sentences with commas between them")
     p.add_argument("--model", **model)
-    p = add(commands, reproduce, "spklip reproduce --preset laptop --seeds 3")
-    p.add_argument("--preset", choices=PRESETS, default="laptop", help="(laptop: about 15 minutes a seed on two cores)")
-    p.add_argument("--only", metavar="NUMBERS", help="notebooks to run instead of the main one: 05,06 are the spiking encoder and its energy")
+    p = add(commands, reproduce, "spklip reproduce --preset laptop --only 04_train --seeds 3")
+    p.add_argument("--preset", choices=PRESETS, default="laptop", help="(laptop)")
+    p.add_argument("--only", metavar="NUMBERS", help="notebooks to run instead of all: 04_train is the main one, 05,06 are the spiking encoder and its energy")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter of the notebooks, such as scratch=1; can be repeated")
-    p.add_argument("--seeds", type=count, metavar="N", help="train with seeds 0 to N-1 (the notebook's own: 1, or 3 where seeds are compared)")
+    p.add_argument("--seeds", type=count, metavar="N", help="train with seeds 0 to N-1 (each notebook's own)")
     p.add_argument("--data", metavar="FOLDER", help="a data set of your own instead of SpikeActions; {seed} in it stands for the seed")
     p.add_argument("--start", metavar="MODEL", help="folder of a model to start from, instead of from scratch")
     p.add_argument("--name", help="of the tables and figures (the data set's)")
