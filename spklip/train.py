@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored', 'augment',
            'learning_rate', 'make_optimizer', 'has_bf16', 'sentences_of', 'train_epoch', 'Evaluation', 'evaluate',
-           'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'hold_out', 'fit', 'run_of', 'train_and_test',
-           'train_all']
+           'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'only', 'hold_out', 'fit', 'run_of',
+           'train_and_test', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -280,18 +280,23 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
     return SPKLIP(config, learn_wordpiece(captions + dataset.prompts, config.text.vocab_size))
 
 # %% ../nbs/04_train.ipynb #4d93f44a
+def only(
+    dataset:SpikeDataset, # any
+    chosen,               # numbers of clips, in any order
+) -> SpikeDataset:        # of those, in the data set's order
+    "A part of a data set."
+    part = copy.copy(dataset)
+    for name in ("rows", "labels", "groups"): setattr(part, name, [getattr(dataset, name)[i] for i in sorted(chosen)])
+    return part
+
 def hold_out(
     dataset:SpikeDataset, # the training split
     share:float,          # of its clips, kept back
 ) -> tuple:               # what to train on, and what is kept back: unseen clips of seen groups
     "Split clips at random, whatever their group; the same way every time."
     order = np.random.default_rng(0).permutation(len(dataset))
-    parts = []
-    for chosen in (order[round(share*len(order)):], order[:round(share*len(order))]):
-        part = copy.copy(dataset)
-        for name in ("rows", "labels", "groups"): setattr(part, name, [getattr(dataset, name)[i] for i in sorted(chosen)])
-        parts.append(part)
-    return tuple(parts)
+    kept = round(share*len(order))
+    return only(dataset, order[kept:]), only(dataset, order[:kept])
 
 # %% ../nbs/04_train.ipynb #a347e530
 def fit(
