@@ -29,7 +29,7 @@ from .data.datasets import SpikeDataset
 from .lab.runs import digest, fingerprint, write_json
 from .stcl import SPKLIP
 
-# %% ../nbs/08_retrieval.ipynb #55fab996
+# %% ../nbs/08_retrieval.ipynb #ce395866
 @dataclass(frozen=True)
 class Ranks:
     "Where the best right clip of each query stands; ties are in random order, so a rank is a distribution."
@@ -45,7 +45,7 @@ class Ranks:
         above, tied, right = ((x[:, None] if isinstance(k, Tensor) else x) for x in (self.above, self.tied, self.right))
         places = (k - above).clamp(min=0).minimum(tied)
         missed = torch.ones(places.shape, dtype=torch.float64)
-        for i in range(int(self.right.max())): missed *= torch.where(i < right, (tied - places - i).clamp(min=0)/(tied - i).clamp(min=1), 1.)
+        for i in range(int(self.right.max())): missed *= torch.where(i < right, (tied - places - i).clamp(min=0).double()/(tied - i).clamp(min=1), 1.)
         return 1 - missed
 
     def expected(self) -> Tensor: # float64 [q], counts from 1
@@ -137,7 +137,7 @@ def recall_in(
     at = found.within(torch.arange(1, n + 1)).diff(dim=1, prepend=torch.zeros(len(found.above), 1, dtype=torch.float64)) # P(rank is r), [q,n]
     return (at.mean(0) @ stays).item()
 
-# %% ../nbs/08_retrieval.ipynb #11f56bdc
+# %% ../nbs/08_retrieval.ipynb #2b5d5f7a
 def similarity(
     queries:Tensor, # [q,D]
     gallery:Tensor, # [n,D]
@@ -156,7 +156,8 @@ def search(
     if queries.ndim != 2 or queries.shape[1] != gallery.shape[1]: raise ValueError(f"queries {list(queries.shape)} do not fit a gallery {list(gallery.shape)}")
     best, rows = queries.new_empty(len(queries), 0, dtype=torch.float32), queries.new_empty(len(queries), 0, dtype=torch.long)
     for first in range(0, len(gallery), block):
-        part = torch.from_numpy(np.array(gallery[first:first + block]))
+        part = gallery[first:first + block]
+        if not isinstance(part, Tensor): part = torch.from_numpy(np.array(part)) # now it is in memory
         best = torch.cat([best, similarity(queries, part)], 1)
         rows = torch.cat([rows, torch.arange(first, first + len(part)).expand(len(queries), -1)], 1)
         best, order = best.sort(dim=1, descending=True, stable=True)
