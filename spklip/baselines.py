@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'CLIP_MEAN', 'CLIP_STD', 'BaselineConfig', 'Patches', 'vit_c
            'VitaCLIP', 'XCLIP', 'HybridSpikeEncoder', 'Picture', 'PlainCNN', 'LinearProbe', 'baseline_encoder',
            'load_xclip', 'xclip_zero_shot']
 
-# %% ../nbs/11_baselines.ipynb #d58402a7
+# %% ../nbs/11_baselines.ipynb #1d4df283
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,7 @@ from .camera import tfi, tfp
 from .hsfe import HSFE, HSFEConfig
 from .star_net import STARNet, STARNetConfig, conv_norm
 
-# %% ../nbs/11_baselines.ipynb #78939062
+# %% ../nbs/11_baselines.ipynb #a5bbce65
 KINDS = ("m2clip", "vitaclip", "xclip", "hybrid", "tfp", "tfi", "grey", "cnn", "linear")
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class BaselineConfig:
 
 BaselineConfig("m2clip")
 
-# %% ../nbs/11_baselines.ipynb #3fe652a5
+# %% ../nbs/11_baselines.ipynb #f30c00c4
 class Patches(nn.Conv2d):
     "Frames of a sub-block as the colours of a picture, a token each patch."
     def __init__(self, frames:int, config:BaselineConfig):
@@ -52,7 +52,7 @@ class Patches(nn.Conv2d):
     def forward(self, blocks:Tensor) -> Tensor: # [n,61,H,W] -> [n,width,H/patch,W/patch]
         return super().forward(blocks/self.levels)
 
-# %% ../nbs/11_baselines.ipynb #64416a48
+# %% ../nbs/11_baselines.ipynb #8714e6bd
 def vit_config(c:BaselineConfig) -> CLIPVisionConfig: # the sizes as transformers wants them
     return CLIPVisionConfig(hidden_size=c.width, intermediate_size=4*c.width, num_hidden_layers=c.layers, num_attention_heads=c.heads, attn_implementation="sdpa")
 
@@ -86,7 +86,7 @@ class VideoViT(nn.Module):
         for i in range(len(self.layers)): x = self.step(i, x)
         return self.pool(self.last(x[:, :, 0]))
 
-# %% ../nbs/11_baselines.ipynb #0c5d516f
+# %% ../nbs/11_baselines.ipynb #2f1493ef
 class TEDAdapter(nn.Module):
     "Temporal enhancement and temporal difference in a narrow residual path; it starts as the identity."
     def __init__(self, width:int, inner:int, grid:tuple):
@@ -122,7 +122,7 @@ class M2CLIP(VideoViT):
     def step(self, i:int, x:Tensor) -> Tensor: # [B,N,L,d] -> [B,N,L,d]
         return super().step(i, self.adapters[i](x))
 
-# %% ../nbs/11_baselines.ipynb #6f320279
+# %% ../nbs/11_baselines.ipynb #e4c7369d
 class VitaCLIP(VideoViT):
     "Summary, global and local prompts beside the tokens of each layer."
     def __init__(self, config:BaselineConfig, n_blocks:int, *sizes):
@@ -145,7 +145,7 @@ class VitaCLIP(VideoViT):
     def step(self, i:int, x:Tensor) -> Tensor: # [B,N,L,d] -> [B,N,L,d]
         return super().step(i, torch.cat([x, *self.prompts(i, x[:, :, 0]).values()], 2))[:, :, :x.shape[2]]
 
-# %% ../nbs/11_baselines.ipynb #6b8bc4ff
+# %% ../nbs/11_baselines.ipynb #6b27d7b7
 class XCLIP(VideoViT):
     "Cross-frame messages in each layer, then a Transformer across frames."
     def __init__(self, config:BaselineConfig, n_blocks:int, n_out:int, *size):
@@ -160,7 +160,7 @@ class XCLIP(VideoViT):
     def pool(self, first:Tensor) -> Tensor: # class tokens [B,N,d] -> [B,D]
         return self.across(self.project(first)).pooler_output
 
-# %% ../nbs/11_baselines.ipynb #74c888df
+# %% ../nbs/11_baselines.ipynb #988d9bf5
 class HybridSpikeEncoder(VideoViT):
     "HSFE's maps through a convolutional bridge into one sequence for a ViT (A.3)."
     def __init__(self, config:BaselineConfig, n_blocks:int, n_out:int, height:int, width:int, maps:int):
@@ -172,7 +172,7 @@ class HybridSpikeEncoder(VideoViT):
         x = super().tokens(maps)
         return torch.cat([x[:, 0, :1], (x[:, :, 1:] + self.time_positions).flatten(1, 2)], 1)[:, None]
 
-# %% ../nbs/11_baselines.ipynb #2c0c498e
+# %% ../nbs/11_baselines.ipynb #763a459b
 class Picture(nn.Module):
     "One picture a sub-block, by a rule without weights: TFI at its centre, or TFP over all of it; a lone frame stays what it is."
     def __init__(self, config:BaselineConfig, hsfe:HSFEConfig):
@@ -208,7 +208,7 @@ class LinearProbe(nn.Module):
     def fuse(self, counts:Tensor) -> Tensor: # mean counts [B,N,1,h,w] -> [B,D]
         return self.layer(counts)
 
-# %% ../nbs/11_baselines.ipynb #00458018
+# %% ../nbs/11_baselines.ipynb #0fb3abaf
 def baseline_encoder(
     config:BaselineConfig,  # which
     hsfe:HSFEConfig,        # how sub-blocks are cut, and the hybrid's HSFE
@@ -225,7 +225,7 @@ def baseline_encoder(
     if c.kind == "linear": return Picture(c, hsfe), LinearProbe(c, N, D, height, width)
     return Picture(c, hsfe), STARNet(1, star_net)
 
-# %% ../nbs/11_baselines.ipynb #1d6cf3ad
+# %% ../nbs/11_baselines.ipynb #47ba6c1e
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711) # of CLIP's training pictures, by colour
 
 def load_xclip(

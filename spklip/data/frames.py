@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FRAME_HZ', 'exposures', 'film', 'generate_video', 'GreyVideo', 'open_clips', 'rgb_frames']
 
-# %% ../../nbs/data/07_frames.ipynb #57ef987e
+# %% ../../nbs/data/07_frames.ipynb #11c7ce8d
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from .scenes import SpikeActions, describe, draw, fingerprint, take
 from .streams import StreamError, atomic, clip_index
 from .video import _pictures
 
-# %% ../../nbs/data/07_frames.ipynb #ac190908
+# %% ../../nbs/data/07_frames.ipynb #39c0f272
 FRAME_HZ = 30. # frames a second of an ordinary camera
 
 def exposures(
@@ -39,7 +39,7 @@ def film(
     light = draw(config, index, moments.ravel()).unflatten(0, moments.shape).mean(1)
     return (255*light).round().to(torch.uint8)
 
-# %% ../../nbs/data/07_frames.ipynb #b3f3b4fa
+# %% ../../nbs/data/07_frames.ipynb #7943cc48
 def generate_video(
     config:SpikeActions,  # the scenes: splits, people and captions are those of `generate`
     folder,               # where to; made if it is not there
@@ -76,7 +76,7 @@ def open_clips(
     kind = GreyVideo if Path(read_metadata(folder)[0]["file"]).suffix == ".npy" else SpikeDataset
     return kind(folder, *more, **settings)
 
-# %% ../../nbs/data/07_frames.ipynb #39007ada
+# %% ../../nbs/data/07_frames.ipynb #38cad394
 def rgb_frames(
     path,         # any video PyAV opens
     frames:int=8, # wanted, F
