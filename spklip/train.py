@@ -32,6 +32,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from .data.datasets import SpikeDataset
+from .data.frames import open_clips
 from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
@@ -271,7 +272,7 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
     "A model from scratch with words from the training captions, or the one in `start`, an ANN's weights put into spikes where that is asked."
     if start:
         model = SPKLIP.from_pretrained(start)
-        if (model.config.hsfe, model.config.star_net) != (config.hsfe, config.star_net):
+        if (model.config.hsfe, model.config.star_net, model.config.baseline) != (config.hsfe, config.star_net, config.baseline):
             raise ValueError(f"the model in {start} has other sizes than the preset: {model.config}")
         if model.config.fsve == config.fsve: return model
         if model.config.fsve: raise ValueError(f"the model in {start} has another spiking encoder than the preset: {model.config.fsve}")
@@ -313,8 +314,8 @@ def fit(
     if (folder/"model"/"history.json").exists(): return folder/"model"
     accelerator = Accelerator(cpu=(device == "cpu"))
     segments = segments_of(preset.model)
-    train, _ = hold_out(SpikeDataset(data, "train", segments, jitter=True, seed=seed), config.hold_out)
-    validation = SpikeDataset(data, "validation", segments)
+    train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), config.hold_out)
+    validation = open_clips(data, "validation", segments)
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=train.height, width=train.width), train, start).to(accelerator.device)
     loader = DataLoader(train, config.batch_size, shuffle=True, drop_last=len(train) >= config.batch_size, num_workers=config.workers)
@@ -347,8 +348,8 @@ def train_and_test(
     def make(at):
         model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress=parent_process() is None))
         segments = segments_of(preset.model)
-        _, kept_back = hold_out(SpikeDataset(data, "train", segments), preset.train.hold_out)
-        return dict(evaluate(model, SpikeDataset(data, "test", segments)).metrics(), seen_top1=evaluate(model, kept_back).top(1),
+        _, kept_back = hold_out(open_clips(data, "train", segments), preset.train.hold_out)
+        return dict(evaluate(model, open_clips(data, "test", segments)).metrics(), seen_top1=evaluate(model, kept_back).top(1),
                     history=json.loads((at/"model"/"history.json").read_text()))
     run = run_of(preset, data, seed, start)
     return cached("train", run, make), run_folder("train", run)/"model"
