@@ -30,7 +30,7 @@ class Part:
 PARTS = (
     Part("Table 1", "Does it name actions, and better than models made for video?", "04_train", ("table1_spklip", "table1_spklip_weizmann", "table1_spklip_arid"),
          ("table1_spklip_confusion", "table1_spklip_curves")),
-    Part("Table 1, protocols", "What can 91.15, 86.43 and 99.75 mean?", "04_protocols", ("protocols", "protocols_text", "zero_shot"), ("protocols", "protocols_text")),
+    Part("Table 1, protocols", "What can 91.15, 86.43 and 99.75 mean?", "04_protocols", ("protocols", "protocols_text", "zero_shot"), ("protocols", "protocols_names", "zero_shot")),
     Part("Table 1 and A.3", "Adapted models, ordinary video, and what a sceptic would try first", "11_baselines", ("table1_baselines", "baselines_cost"), ("baselines",)),
     Part("Table 2", "What does channel slicing bring?", "09_ablations", ("table2_slicing",)),
     Part("Table 3", "How many sub-blocks?", "09_ablations", ("table3_sub_blocks",)),
