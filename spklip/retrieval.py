@@ -223,7 +223,7 @@ def stale(
     said = dict(model="made with another model", data="made of clips that have changed since", split="made of another split")
     return next((words for name, words in said.items() if found.of.get(name) != of[name]), "")
 
-# %% ../nbs/08_retrieval.ipynb #1eb072a1
+# %% ../nbs/08_retrieval.ipynb #863d2a4d
 def claim(folder:Path) -> None:
     "Raises ValueError where something that is no index would be replaced."
     if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= FILES | {".lock"}):
@@ -243,6 +243,7 @@ def put(part:Path, folder:Path) -> None:
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/08_retrieval.ipynb #9ea3baf1
 @torch.no_grad()
 def embed_clips(
     model:SPKLIP,
@@ -265,6 +266,7 @@ def embed_clips(
                 seen = time.time()
                 print(f"index: {done:,} of {n:,} clips, {(n - done)*(seen - began)/(done - before)/60:.1f} min left", file=sys.stderr, flush=True)
 
+# %% ../nbs/08_retrieval.ipynb #9192b180
 def build_index(
     model:SPKLIP,        # on any device
     of:dict,             # from `identity`: of this model and these clips

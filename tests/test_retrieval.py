@@ -219,6 +219,16 @@ def test_interrupted_it_goes_on(tiny, model, tmp_path, monkeypatch):
     assert np.array_equal(Index.build(model, of, clips, at, batch=4).embeddings, whole) and seen == [4]
     assert not (tmp_path/"index.part").exists() and stale(at, of) == ""
 
+def test_stopped_before_it_got_its_name(tiny, model, tmp_path, monkeypatch):
+    "All clips are done: nothing is embedded again."
+    clips, of = SpikeDataset(tiny, "test"), identity(MODEL, tiny, "test")
+    def stop(part, folder): raise Stop
+    with monkeypatch.context() as m:
+        m.setattr(retrieval, "put", stop)
+        with pytest.raises(Stop): Index.build(model, of, clips, tmp_path/"index")
+    fails_after(model, monkeypatch, 0)
+    assert len(Index.build(model, of, clips, tmp_path/"index").files) == 4
+
 def test_what_another_model_began_is_begun_anew(tiny, model, tmp_path, monkeypatch):
     clips, of, at = SpikeDataset(tiny), identity(MODEL, tiny), tmp_path/"index"
     with monkeypatch.context() as m:
