@@ -59,7 +59,7 @@ def activity(
     if not rates: raise ValueError("no clips to measure")
     return Activity(counts, np.stack(rates), heat/len(rates), float(np.mean(moving)))
 
-# %% ../nbs/07_few_shot.ipynb #3e983cb4
+# %% ../nbs/07_few_shot.ipynb #6730c8f1
 import copy
 import random
 from dataclasses import field, replace
@@ -78,7 +78,7 @@ from .lab.runs import atomic, cached, digest, fingerprint, is_finished, run_fold
 from .stcl import SPKLIP
 from .train import Preset, TrainConfig, augment, evaluate, learning_rate, make_optimizer, new_model, run_of, segments_of, train_epoch
 
-# %% ../nbs/07_few_shot.ipynb #89eaaaab
+# %% ../nbs/07_few_shot.ipynb #f41518c3
 METHODS = ("zero-shot", "nearest class mean", "linear probe", "last layers", "everything", "from scratch")
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Adaptation:
     "A way to learn from a few shots, and for how long."
     method:str = "last layers" # one of METHODS
     layers:int = 2             # of the temporal Transformer that the last layers are (section 4.3)
-    steps:int = 200            # of the optimiser
+    steps:int = 400            # of the optimiser
     views:int = 4              # of each shot, shifted and mirrored, beside the shot as it is: what frozen layers say of them is kept
     l2:float = 1e-4            # of the linear probe: weight of its squares
     train:TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=32, lr=1e-3, warmup=0.1, prompts=1.)) # the rate, batches, augmentation
@@ -95,7 +95,7 @@ class Adaptation:
         if self.method not in METHODS: raise ValueError(f"method={self.method!r}: one of {', '.join(METHODS)} expected")
         if self.layers < 1 or self.steps < 1: raise ValueError(f"layers={self.layers}, steps={self.steps}: at least 1 each")
 
-# %% ../nbs/07_few_shot.ipynb #cf7e898c
+# %% ../nbs/07_few_shot.ipynb #fe7d689d
 def draw_shots(
     dataset:SpikeDataset, # clips to draw from
     shots:int,            # of each class
@@ -115,7 +115,7 @@ def subset(dataset:SpikeDataset, chosen:list) -> SpikeDataset:
     for name in ("rows", "labels", "groups"): setattr(part, name, [getattr(dataset, name)[i] for i in chosen])
     return part
 
-# %% ../nbs/07_few_shot.ipynb #e1dd9e0e
+# %% ../nbs/07_few_shot.ipynb #03654ec7
 @torch.no_grad()
 def clip_features(
     model:SPKLIP,          # left in evaluation mode
@@ -155,7 +155,7 @@ def embed(model:SPKLIP, features:Tensor) -> Tensor: # [n,N,D] -> unit length, [n
     "The rest of `encode_video`."
     return F.normalize(model.star_net.fuse(features), dim=-1)
 
-# %% ../nbs/07_few_shot.ipynb #83b8ad24
+# %% ../nbs/07_few_shot.ipynb #fbca82d1
 def last_layers(
     model:SPKLIP,
     layers:int=2, # of the temporal Transformer
@@ -191,7 +191,7 @@ def adapt(
     model.eval()
     return losses
 
-# %% ../nbs/07_few_shot.ipynb #eb99413f
+# %% ../nbs/07_few_shot.ipynb #25fbd91d
 def class_means(
     embeddings:Tensor, # unit length, [n,D]
     labels:Tensor,     # class of each, [n]
@@ -218,7 +218,7 @@ def linear_probe(
     optimizer.step(loss)
     return probe
 
-# %% ../nbs/07_few_shot.ipynb #da5138cb
+# %% ../nbs/07_few_shot.ipynb #9a159c6b
 def retrain(
     config:Adaptation,    # `steps`, `train`
     preset:Preset,        # sizes of a model from scratch
@@ -237,7 +237,7 @@ def retrain(
     for epoch in range(epochs): train_epoch(model, optimizer, loader, train, accelerator, seed, epoch)
     return core.eval()
 
-# %% ../nbs/07_few_shot.ipynb #b873fb64
+# %% ../nbs/07_few_shot.ipynb #bca6a48e
 def learn(
     config:Adaptation,
     start:str|Path,    # the pre-trained model
@@ -257,7 +257,7 @@ def learn(
         sentences = class_means(embeddings, labels, len(sentences))
     return lambda f: embed(model, f) @ sentences.T
 
-# %% ../nbs/07_few_shot.ipynb #c0a8eafd
+# %% ../nbs/07_few_shot.ipynb #19eb7ebd
 def few_shot(
     config:Adaptation,
     preset:Preset,            # sizes
@@ -277,8 +277,8 @@ def few_shot(
             scores = [evaluate(model, d).similarity if len(d) else None for d in (others, subset(people, rest))]
         else:
             features = stored_features(start, data, "train", config.views, config.train)
-            name = torch.no_grad()(learn(config, start, features[chosen], mine, draw))
-            scores = [name(f) if len(f) else None for f in (stored_features(start, data, split)[:, 0], features[rest, 0])]
+            name = learn(config, start, features[chosen], mine, draw)
+            with torch.no_grad(): scores = [name(f) if len(f) else None for f in (stored_features(start, data, split)[:, 0], features[rest, 0])]
         guess, left = (s if s is None else s.argmax(1).tolist() for s in scores)
         share = lambda guess, labels: float(np.mean(np.equal(guess, labels)))
         return dict(top1=share(guess, others.labels), rest=left and share(left, [people.labels[i] for i in rest]), guess=guess)
@@ -298,7 +298,7 @@ def few_shot_all(
     if not torch.cuda.is_available(): side_by_side(few_shot, dict(todo.values()))
     return {key: few_shot(*job) for key, job in jobs.items()}
 
-# %% ../nbs/07_few_shot.ipynb #dfc0f36c
+# %% ../nbs/07_few_shot.ipynb #eedafb0b
 def without(
     data:str|Path,   # a data set's folder
     labels:set,      # classes to leave out
