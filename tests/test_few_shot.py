@@ -1,84 +1,191 @@
-"Shots are drawn fairly, only what should learn learns, and each way of using shots does what it says."
-import copy
+"Few shots: draws, what moves and what does not, kept features, peers of the two closed-form methods, errors."
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from spklip.data.datasets import SpikeDataset
+import spklip.few_shot as few_shot_module
+from spklip.data.datasets import SpikeDataset, read_metadata
 from spklip.data.scenes import SpikeActions, generate
-from spklip.few_shot import Adaptation, adapt, block_features, class_means, draw_shots, fine_tune, last_layers, linear_probe
+from spklip.few_shot import (Adaptation, activity, adapt, class_means, clip_features, draw_shots, embed, few_shot, few_shot_all, last_layers,
+                             linear_probe, retrain, stored_features, subset, without)
 from spklip.stcl import SPKLIP
-from spklip.train import TrainConfig, only, preset_of
+from spklip.train import TrainConfig, evaluate, preset_of
+
+SMOKE = preset_of("smoke")
+SIZE = replace(SMOKE, model=replace(SMOKE.model, star_net=replace(SMOKE.model.star_net, temporal_layers=3)))
+REAL = SpikeActions(domain="real", classes=3, train=18, validation=6, test=9, train_actors=3, validation_actors=1, test_actors=2)
+
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return generate(SpikeActions(domain="real", classes=3, train=18, validation=3, test=6), tmp_path_factory.mktemp("data")/"real", progress=False)
+def data(tmp_path_factory):
+    return generate(REAL, tmp_path_factory.mktemp("data")/"real", progress=False)
 
-@pytest.fixture
-def model():
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
     torch.manual_seed(0)
-    return SPKLIP(preset_of("smoke").model).eval()
+    return SPKLIP(SIZE.model).save_pretrained(tmp_path_factory.mktemp("model"))
 
-def toy(model, n=24, classes=3):
-    "Features that differ by class, and sentences."
-    generator = torch.Generator().manual_seed(1)
-    centres, labels = torch.randn(classes, 5, 32, generator=generator), torch.arange(n) % classes
-    sentences = F.normalize(torch.randn(classes, 32, generator=generator), dim=-1)
-    return centres[labels] + 0.1*torch.randn(n, 5, 32, generator=generator), labels, sentences
 
-@pytest.mark.parametrize("shots", [1, 3, 7])
-def test_shots_are_so_many_of_each_class_and_nested(shots):
-    labels = [0]*9 + [2]*8 + [1]*7
-    chosen = draw_shots(labels, shots, draw=3)
-    assert sorted(labels[i] for i in chosen) == sorted([0, 1, 2]*shots) and chosen == sorted(set(chosen))
-    assert set(chosen) <= set(draw_shots(labels, 7, draw=3)) and chosen == draw_shots(labels, shots, draw=3)
-    assert len({tuple(draw_shots(labels, shots, draw)) for draw in range(6)}) > 1
+def moved(before, model):
+    return {name for name, p in model.state_dict().items() if not torch.equal(p, before[name])}
 
-def test_too_few_clips_are_named():
-    with pytest.raises(ValueError, match="4 shots of class 1 wanted, and it has 3 clips"): draw_shots([0]*5 + [1]*3, 4, 0)
 
-def test_people_of_the_test_are_not_among_the_shots(clips):
-    assert not set(SpikeDataset(clips, "train").groups) & set(SpikeDataset(clips, "test").groups)
+def copy_of(model):
+    return {name: p.clone() for name, p in model.state_dict().items()}
 
-def test_features_are_the_models_own(model, clips):
-    dataset = SpikeDataset(clips, "test")
-    features = block_features(model, dataset, batch_size=4)
-    whole = model.encode_video(torch.stack([dataset[i]["packed"] for i in range(len(dataset))])).detach()
-    assert features.shape == (6, 5, 32) and torch.allclose(F.normalize(model.star_net.temporal(features), dim=-1), whole, atol=1e-5)
 
-def test_only_the_last_layers_learn(model):
-    features, labels, sentences = toy(model)
-    before, mode = copy.deepcopy(model.state_dict()), model.training
-    adapted = adapt(model, features, labels, sentences, Adaptation(steps=5, layers=1))
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and model.training == mode
-    old, learnt = model.star_net.temporal.state_dict(), {id(p) for p in last_layers(adapted, 1)}
-    for name, p in adapted.named_parameters(): assert torch.equal(p, old[name]) != (id(p) in learnt), name
+def test_shots_are_so_many_of_each_class_and_of_people_who_are_not_tested(data):
+    people, test = SpikeDataset(data, "train"), SpikeDataset(data, "test")
+    chosen = draw_shots(people, 4, 1)
+    assert np.bincount([people.labels[i] for i in chosen]).tolist() == [4, 4, 4] and len(set(chosen)) == 12
+    assert chosen == draw_shots(people, 4, 1) and chosen != draw_shots(people, 4, 2)
+    assert set(draw_shots(people, 2, 1)) < set(chosen)                        # fewer are among more
+    assert not set(subset(people, chosen).groups) & set(test.groups)
+    assert draw_shots(people, 0) == [] and sorted(draw_shots(people, 6)) == list(range(18))
 
-def test_shots_are_learnt(model):
-    features, labels, sentences = toy(model)
-    right = lambda temporal: ((F.normalize(temporal(features), dim=-1) @ sentences.T).argmax(1) == labels).float().mean()
-    assert right(adapt(model, features, labels, sentences, Adaptation(steps=150))) > 0.95
-    one, two = (adapt(model, features, labels, sentences, Adaptation(steps=3), seed=1).state_dict() for _ in range(2))
-    assert all(torch.equal(one[k], two[k]) for k in one)
 
-def test_class_means_by_hand():
-    points, labels = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
-    for k, mean in enumerate(class_means(points, labels)):
-        total = torch.zeros(4)
-        for point, label in zip(points, labels): total += point*(label == k)
-        assert torch.allclose(mean, total/total.norm(), atol=1e-6)
+def test_more_shots_than_clips_is_an_error(data):
+    people = SpikeDataset(data, "train")
+    fewer = subset(people, [i for i in range(len(people)) if people.classes[people.labels[i]] != "walk" or i < 9])
+    have = fewer.labels.count(fewer.classes.index("walk"))
+    with pytest.raises(ValueError, match=f"5 shots of 'walk': it has {have} clips"): draw_shots(fewer, 5)
+    with pytest.raises(ValueError, match="-1 shots of 'jump'"): draw_shots(people, -1)
 
-def test_a_probe_is_at_its_minimum():
-    points, labels = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
-    probe = linear_probe(points, labels, decay=0.01)
-    weight, bias = probe.weight.clone().requires_grad_(True), probe.bias.clone().requires_grad_(True)
-    (F.cross_entropy(F.linear(points, weight, bias), labels) + 0.01*weight.square().sum()).backward()
-    assert weight.grad.abs().max() < 1e-3 and bias.grad.abs().max() < 1e-3
 
-def test_all_layers_learn_from_the_shots_alone(model, clips):
-    shots = only(SpikeDataset(clips, "train"), [0, 1, 2, 3, 4, 5])
-    before = copy.deepcopy(model.state_dict())
-    after = fine_tune(model, shots, TrainConfig(epochs=1, batch_size=3, lr=1e-2, warmup=0.1)).state_dict()
-    assert not after["star_net.trunk.stem.0.0.weight"].equal(before["star_net.trunk.stem.0.0.weight"]) and not model.training
-    assert len(shots) == 6 and shots.folder == clips and len(set(shots.labels)) == 3
+def test_a_subset_gives_the_clips_it_names(data):
+    people = SpikeDataset(data, "train")
+    part = subset(people, [7, 2])
+    assert len(part) == 2 and part.labels == [people.labels[7], people.labels[2]]
+    assert torch.equal(part[0]["packed"], people[7]["packed"]) and part[1]["caption"] == people[2]["caption"]
+    assert len(people) == 18
+
+
+def test_kept_features_are_those_of_the_model(data, start):
+    model, test = SPKLIP.from_pretrained(start), SpikeDataset(data, "test")
+    features = stored_features(start, data, "test", views=2)
+    assert features.shape == (9, 3, 5, SIZE.model.star_net.embed_dim)
+    with torch.no_grad(): whole = model.encode_video(torch.stack([test[i]["packed"] for i in range(9)]))
+    assert torch.allclose(embed(model, features[:, 0]), whole, atol=1e-5)
+    assert torch.allclose(embed(model, features[:, 0]) @ model.encode_text(test.prompts).T, evaluate(model, test).similarity, atol=1e-5)
+    assert not torch.allclose(features[:, 0], features[:, 1]) and not torch.allclose(features[:, 1], features[:, 2])
+    still = clip_features(model, test, 1, TrainConfig(shift=0, flip=0))
+    assert torch.allclose(still[:, 0], still[:, 1], atol=1e-5)                # a view that is neither shifted nor mirrored
+
+
+def test_features_are_computed_once(data, start, monkeypatch):
+    first = stored_features(start, data, "validation")
+    monkeypatch.setattr(few_shot_module, "clip_features", None)
+    assert torch.equal(stored_features(start, data, "validation"), first)
+
+
+@pytest.mark.parametrize("layers", (1, 2))
+def test_only_the_last_layers_move(start, layers):
+    model = SPKLIP.from_pretrained(start)
+    before, features = copy_of(model), torch.randn(6, 2, 5, SIZE.model.star_net.embed_dim)
+    losses = adapt(model, features, torch.arange(6) % 3, F.normalize(torch.randn(3, features.shape[-1]), dim=-1), Adaptation(layers=layers, steps=5))
+    parts = [f"star_net.temporal.layers.{i}." for i in range(3 - layers, 3)] + ["star_net.temporal.norm."]
+    assert len(losses) == 5 and not model.training
+    changed = moved(before, model)
+    assert changed and all(name.startswith(tuple(parts)) for name in changed)
+    assert all(any(name.startswith(p) for name in changed) for p in parts)    # each of them does
+
+
+def test_adapting_learns_and_repeats(start):
+    torch.manual_seed(0)
+    features, labels = torch.randn(9, 1, 5, SIZE.model.star_net.embed_dim), torch.arange(9) % 3
+    sentences = F.normalize(torch.randn(3, features.shape[-1]), dim=-1)
+    run = lambda seed: (model := SPKLIP.from_pretrained(start), adapt(model, features, labels, sentences, Adaptation(steps=60, train=TrainConfig(lr=1e-2)), seed))
+    (one, losses), (again, same), (_, other) = run(1), run(1), run(2)
+    assert losses[-1] < 0.2 < losses[0] and losses == same and losses != other
+    assert moved(copy_of(one), again) == set()
+    with torch.no_grad(): assert (embed(one, features[:, 0]) @ sentences.T).argmax(1).tolist() == labels.tolist()
+
+
+def test_a_model_without_so_many_layers_is_an_error():
+    with pytest.raises(ValueError, match="the last 2 layers of a temporal Transformer that has 1"): last_layers(SPKLIP(SMOKE.model))
+    flat = replace(SMOKE.model, star_net=replace(SMOKE.model.star_net, temporal_layers=0))
+    with pytest.raises(ValueError, match="that has 0"): last_layers(SPKLIP(flat))
+
+
+@pytest.mark.parametrize("wrong", (dict(method="last two"), dict(steps=0), dict(layers=0)))
+def test_wrong_settings_are_errors(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))): Adaptation(**wrong)
+
+
+def test_class_means_are_those_of_a_loop():
+    torch.manual_seed(0)
+    points, labels = F.normalize(torch.randn(20, 7), dim=-1), torch.arange(20) % 3
+    means = class_means(points, labels, 3)
+    for k in range(3):
+        mean = sum(p for p, label in zip(points, labels) if label == k)
+        assert torch.allclose(means[k], mean/mean.norm(), atol=1e-6)
+
+
+def test_a_probe_separates_what_can_be_separated():
+    torch.manual_seed(0)
+    centres = 3*torch.eye(4)
+    train, test = (centres.repeat(30, 1) + 0.3*torch.randn(120, 4) for _ in range(2))
+    labels = torch.arange(4).repeat(30)
+    assert (linear_probe(train, labels, 4)(test).argmax(1) == labels).all()
+
+
+def test_a_probe_is_at_the_minimum_and_squares_shrink_it():
+    torch.manual_seed(0)
+    x, labels, sizes = torch.randn(50, 5), torch.randint(3, (50,)), []
+    for l2 in (1e-3, 1e-1):
+        probe = linear_probe(x, labels, 3, l2)
+        probe.zero_grad()
+        (F.cross_entropy(probe(x), labels) + l2*probe.weight.square().sum()).backward()
+        assert all(p.grad.abs().max() < 1e-3 for p in probe.parameters())     # convex: no gradient, no better place
+        sizes.append(probe.weight.norm().item())
+    assert sizes[0] > sizes[1] > 0
+
+
+def test_everything_moves_everything(data, start):
+    people = SpikeDataset(data, "train")
+    shots, before = subset(people, draw_shots(people, 2)), SPKLIP.from_pretrained(start).state_dict()
+    model = retrain(Adaptation("everything", steps=3, train=TrainConfig(batch_size=4, lr=1e-3, prompts=1.)), SIZE, shots, 0, start)
+    still = {name for name, p in model.state_dict().items() if torch.equal(p, before[name])}
+    assert not any(name.startswith(("hsfe", "star_net.trunk.stem", "text.projection")) for name in still) and not model.training
+
+
+@pytest.mark.parametrize("method", ("nearest class mean", "linear probe", "last layers", "everything", "from scratch"))
+def test_a_draw_names_all_clips_of_others_and_what_is_left(data, start, method):
+    config = Adaptation(method, steps=2, views=1, train=TrainConfig(batch_size=4, lr=1e-3, prompts=1.))
+    start = None if method == "from scratch" else start
+    result = few_shot(config, SIZE, data, 2, 0, start)
+    truth = SpikeDataset(data, "test").labels
+    assert len(result["guess"]) == 9 and set(result["guess"]) <= {0, 1, 2}
+    assert result["top1"] == pytest.approx(np.mean(np.equal(result["guess"], truth))) and 0 <= result["rest"] <= 1
+    assert few_shot(config, SIZE, data, 2, 0, start) == result
+
+
+def test_zero_and_all_shots(data, start):
+    zero = few_shot(Adaptation("zero-shot", views=1), SIZE, data, 0, 0, start)
+    seen = evaluate(SPKLIP.from_pretrained(start), SpikeDataset(data, "test"))
+    assert zero["guess"] == seen.similarity.argmax(1).tolist() and zero["top1"] == pytest.approx(seen.top(1))
+    assert few_shot(Adaptation("nearest class mean", views=1), SIZE, data, 6, 0, start)["rest"] is None
+
+
+def test_what_has_run_is_not_run_again(data, start, monkeypatch):
+    jobs = {k: (Adaptation("nearest class mean", views=1), SIZE, data, k, 3, start, "validation") for k in (1, 2)}
+    first = {k: few_shot(*job) for k, job in jobs.items()}
+    monkeypatch.setattr(few_shot_module, "learn", None)
+    assert few_shot_all(jobs) == first
+
+
+def test_a_data_set_without_some_classes(data, tmp_path):
+    rest = without(data, {"walk"}, tmp_path/"rest")
+    kept = SpikeDataset(rest, "train")
+    assert kept.classes == ["jump", "run"] and len(kept) == 12
+    file = read_metadata(rest)[0]["file"]
+    assert (rest/file).samefile(data/file) and without(data, {"walk"}, rest) == rest
+    with pytest.raises(ValueError, match="no other classes than jump, run, walk"): without(data, {"walk", "run", "jump"}, tmp_path/"none")
+
+
+def test_activity_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no clips"): activity([], 2, 2)
