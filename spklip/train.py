@@ -283,11 +283,11 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
 # %% ../nbs/04_train.ipynb #4d93f44a
 def only(
     dataset:SpikeDataset, # any
-    chosen,               # numbers of clips, in any order
-) -> SpikeDataset:        # of those, in the data set's order
+    chosen,               # numbers of clips
+) -> SpikeDataset:        # those, in this order
     "A part of a data set."
     part = copy.copy(dataset)
-    for name in ("rows", "labels", "groups"): setattr(part, name, [getattr(dataset, name)[i] for i in sorted(chosen)])
+    for name in ("rows", "labels", "groups"): setattr(part, name, [getattr(dataset, name)[i] for i in chosen])
     return part
 
 def hold_out(
@@ -297,7 +297,7 @@ def hold_out(
     "Split clips at random, whatever their group; the same way every time."
     order = np.random.default_rng(0).permutation(len(dataset))
     kept = round(share*len(order))
-    return only(dataset, order[kept:]), only(dataset, order[:kept])
+    return only(dataset, sorted(order[kept:])), only(dataset, sorted(order[:kept]))
 
 # %% ../nbs/04_train.ipynb #a347e530
 def fit(

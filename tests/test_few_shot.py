@@ -10,9 +10,9 @@ import spklip.few_shot as few_shot_module
 from spklip.data.datasets import SpikeDataset, read_metadata
 from spklip.data.scenes import SpikeActions, generate
 from spklip.few_shot import (Adaptation, activity, adapt, class_means, clip_features, draw_shots, embed, few_shot, few_shot_all, last_layers,
-                             linear_probe, retrain, stored_features, subset, without)
+                             linear_probe, retrain, stored_features, without)
 from spklip.stcl import SPKLIP
-from spklip.train import TrainConfig, evaluate, preset_of
+from spklip.train import TrainConfig, evaluate, only, preset_of
 
 SMOKE = preset_of("smoke")
 SIZE = replace(SMOKE, model=replace(SMOKE.model, star_net=replace(SMOKE.model.star_net, temporal_layers=3)))
@@ -44,13 +44,13 @@ def test_shots_are_so_many_of_each_class_and_of_people_who_are_not_tested(data):
     assert np.bincount([people.labels[i] for i in chosen]).tolist() == [4, 4, 4] and len(set(chosen)) == 12
     assert chosen == draw_shots(people, 4, 1) and chosen != draw_shots(people, 4, 2)
     assert set(draw_shots(people, 2, 1)) < set(chosen)                        # fewer are among more
-    assert not set(subset(people, chosen).groups) & set(test.groups)
+    assert not set(only(people, chosen).groups) & set(test.groups)
     assert draw_shots(people, 0) == [] and sorted(draw_shots(people, 6)) == list(range(18))
 
 
 def test_more_shots_than_clips_is_an_error(data):
     people = SpikeDataset(data, "train")
-    fewer = subset(people, [i for i in range(len(people)) if people.classes[people.labels[i]] != "walk" or i < 9])
+    fewer = only(people, [i for i in range(len(people)) if people.classes[people.labels[i]] != "walk" or i < 9])
     have = fewer.labels.count(fewer.classes.index("walk"))
     with pytest.raises(ValueError, match=f"5 shots of 'walk': it has {have} clips"): draw_shots(fewer, 5)
     with pytest.raises(ValueError, match="-1 shots of 'jump'"): draw_shots(people, -1)
@@ -58,7 +58,7 @@ def test_more_shots_than_clips_is_an_error(data):
 
 def test_a_subset_gives_the_clips_it_names(data):
     people = SpikeDataset(data, "train")
-    part = subset(people, [7, 2])
+    part = only(people, [7, 2])
     assert len(part) == 2 and part.labels == [people.labels[7], people.labels[2]]
     assert torch.equal(part[0]["packed"], people[7]["packed"]) and part[1]["caption"] == people[2]["caption"]
     assert len(people) == 18
@@ -147,7 +147,7 @@ def test_a_probe_is_at_the_minimum_and_squares_shrink_it():
 
 def test_everything_moves_everything(data, start):
     people = SpikeDataset(data, "train")
-    shots, before = subset(people, draw_shots(people, 2)), SPKLIP.from_pretrained(start).state_dict()
+    shots, before = only(people, draw_shots(people, 2)), SPKLIP.from_pretrained(start).state_dict()
     model = retrain(Adaptation("everything", steps=3, train=TrainConfig(batch_size=4, lr=1e-3, prompts=1.)), SIZE, shots, 0, start)
     still = {name for name, p in model.state_dict().items() if torch.equal(p, before[name])}
     assert not any(name.startswith(("hsfe", "star_net.trunk.stem", "text.projection")) for name in still) and not model.training
