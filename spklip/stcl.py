@@ -80,7 +80,10 @@ class TextEncoder(nn.Module):
         if tokenizer.get_vocab_size() > config.vocab_size:
             raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} pieces, the encoder vocab_size={config.vocab_size}")
         self.bert = BertModel(config.bert(), add_pooling_layer=False)
-        self.bert.requires_grad_(not config.pretrained or bool(config.tuned))
+        self.frozen = bool(config.pretrained) and not config.tuned
+        self.bert.requires_grad_(not self.frozen)
+        self.known = {} # sentence -> what a frozen BERT says of it
+        self.register_load_state_dict_post_hook(lambda module, _: module.known.clear())
         self.projection = nn.Linear(config.hidden, embed_dim, bias=False)
 
     def tokens(self, sentences:list) -> tuple: # ids and mask, [B,L] each, on the encoder's device
@@ -89,12 +92,22 @@ class TextEncoder(nn.Module):
         return (torch.tensor([e.ids for e in encoded], device=device),
                 torch.tensor([e.attention_mask for e in encoded], device=device))
 
-    def forward(self, sentences:list) -> Tensor: # list of B sentences -> [B,D]
+    def features(self, sentences:list) -> Tensor: # list of B sentences -> [B,hidden]
         ids, mask = self.tokens(sentences)
         hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
-        if self.config.released: return self.projection(hidden[torch.arange(len(ids)), ids.argmax(1)])
+        if self.config.released: return hidden[torch.arange(len(ids)), ids.argmax(1)]
         mask = mask[..., None].to(hidden.dtype)
-        return self.projection((hidden*mask).sum(1)/mask.sum(1))
+        return (hidden*mask).sum(1)/mask.sum(1)
+
+    def remembered(self, sentences:list) -> Tensor: # the same from a BERT that does not learn: each sentence once, and alone
+        device = self.projection.weight.device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            for s in dict.fromkeys(sentences):
+                if s not in self.known: self.known[s] = self.features([s])[0]
+        return torch.stack([self.known[s].to(device) for s in sentences])
+
+    def forward(self, sentences:list) -> Tensor: # list of B sentences -> [B,D]
+        return self.projection((self.remembered if self.frozen else self.features)(sentences))
 
 # %% ../nbs/03_stcl.ipynb #f373d8c9
 def bert_folder(
@@ -126,7 +139,7 @@ def load_bert(
     logging.set_verbosity_error(); logging.disable_progress_bar()         # its report names the pooling layer, which is not wanted
     kept = BertModel.from_pretrained(folder, config=kept, add_pooling_layer=False, local_files_only=True)
     logging.set_verbosity(told)
-    encoder.bert = kept.requires_grad_(not like.pretrained or bool(like.tuned))
+    encoder.bert = kept.requires_grad_(not encoder.frozen)
     return encoder
 
 # %% ../nbs/03_stcl.ipynb #688c786d
