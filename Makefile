@@ -1,6 +1,6 @@
 # Two commands do all the set-up: `make reproduce` and `make test`. Both may be stopped and repeated.
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test notebooks readme clean
+.PHONY: help setup reproduce reproduce-all test notebooks readme clean
 
 VENV   ?= .venv
 PRESET ?= laptop
@@ -8,12 +8,15 @@ SEEDS  ?= 1
 READY  := $(VENV)/.ready
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make the virtual environment (1 to 3 minutes, once)
 
 reproduce: $(READY)  ## data, training, tables and figures of the main job; SEEDS=3 for the committed table, PRESET=smoke to look
-	@$(VENV)/bin/spklip reproduce --preset $(PRESET) --seeds $(SEEDS)
+	@$(VENV)/bin/spklip reproduce --preset $(PRESET) --only 04_train --seeds $(SEEDS)
+
+reproduce-all: $(READY)  ## every table and figure of the paper, then outputs/PRESET/report.html; PRESET=smoke to look
+	@$(VENV)/bin/spklip reproduce --preset $(PRESET)
 
 test: $(READY)  ## run the tests
 	@$(VENV)/bin/python -m pytest

@@ -123,11 +123,12 @@ class BasicBlock(nn.Module):
     "Two 3x3 convolutions (He et al., 2015)."
     def __init__(self, n_in:int, n_out:int, stride:int=1):
         super().__init__()
-        self.first, self.second = conv_norm(n_in, n_out, 3, stride), conv_norm(n_out, n_out, 3)
-        self.shortcut = conv_norm(n_in, n_out, 1, stride) if stride > 1 or n_in != n_out else nn.Identity()
+        self.first, self.second, self.stride = conv_norm(n_in, n_out, 3, stride), conv_norm(n_out, n_out, 3), stride
+        self.shortcut = conv_norm(n_in, n_out, 1) if stride > 1 or n_in != n_out else nn.Identity()
 
     def forward(self, x:Tensor) -> Tensor: # [n,C,h,w] -> [n,n_out,h/stride,w/stride]
-        return F.relu_(self.second(F.relu_(self.first(x))) + self.shortcut(x))
+        kept = x[..., ::self.stride, ::self.stride] # a strided 1x1 convolution of fewer than 8 channels corrupts memory in oneDNN (its issue 6035)
+        return F.relu_(self.second(F.relu_(self.first(x))) + self.shortcut(kept))
 
 class ResNet(nn.Sequential):
     "ResNet-18 where `layers` is (2, 2, 2, 2) and `width` 64; the first pooling as `stem_stride` allows."

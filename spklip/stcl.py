@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
+from .baselines import BaselineConfig, baseline_encoder
 from .camera import unpack
 from .hsfe import HSFE, HSFEConfig, hsfe_macs, sub_blocks
 from .fsve import FSVEConfig, SpikingHSFE, SpikingSTARNet, inherit
@@ -199,12 +200,13 @@ class SPKLIPConfig:
     width:int = 320           # pixels of the sensor
     fsve:FSVEConfig|None = None # the visual encoder in spikes (section 3.5); None: the ANN
     temperature:float = 0.07  # tau at the start
+    baseline:BaselineConfig|None = None # another visual encoder in the place of HSFE and STAR-Net (`11_baselines`); None: theirs
 
     @classmethod
     def from_dict(cls, d:dict) -> "SPKLIPConfig":
         "The inverse of `dataclasses.asdict`, through json or not."
         tuples = lambda part: {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
-        parts = dict(hsfe=HSFEConfig, star_net=STARNetConfig, text=TextConfig, fsve=FSVEConfig)
+        parts = dict(hsfe=HSFEConfig, star_net=STARNetConfig, text=TextConfig, fsve=FSVEConfig, baseline=BaselineConfig)
         return cls(**{k: parts[k](**tuples(v)) if k in parts and v else v for k, v in d.items()})
 
 def macs(config:SPKLIPConfig) -> int: # multiply-adds of the visual encoder, one clip
@@ -242,8 +244,9 @@ def as_spikes(
 
 # %% ../nbs/03_stcl.ipynb #3ab9f214
 def visual_encoder(config:SPKLIPConfig) -> tuple: # HSFE and STAR-Net
-    "The ANN of sections 3.2 and 3.3, or the spiking one of section 3.5."
+    "The ANN of sections 3.2 and 3.3, the spiking one of section 3.5, or a baseline of section 4.2."
     maps, c = config.hsfe.maps, config
+    if c.baseline: return baseline_encoder(c.baseline, c.hsfe, c.star_net, c.height, c.width)
     if c.fsve: return SpikingHSFE(c.hsfe, c.fsve), SpikingSTARNet(maps, c.star_net, c.fsve)
     return HSFE(c.hsfe), STARNet(maps, c.star_net)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored', 'augment',
            'learning_rate', 'make_optimizer', 'has_bf16', 'sentences_of', 'train_epoch', 'Evaluation', 'evaluate',
-           'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'hold_out', 'fit', 'run_of', 'train_and_test',
-           'train_all']
+           'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'only', 'hold_out', 'fit', 'run_of',
+           'train_and_test', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -32,6 +32,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from .data.datasets import SpikeDataset
+from .data.frames import open_clips
 from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
@@ -99,10 +100,12 @@ def preset_of(
 def study(
     preset:Preset, # a size
 ) -> Preset:       # smaller
-    "For many trainings, of baselines and ablations: half of the clips, three quarters of the epochs."
-    if preset.name == "smoke": return preset
-    scenes, epochs = preset.scenes, max(1, preset.train.epochs*3//4)
-    return replace(preset, scenes=replace(scenes, train=scenes.train//2, validation=scenes.validation//2), train=replace(preset.train, epochs=epochs))
+    "For many trainings, of baselines and ablations: a thinner model that sees fewer clips, less often, and the classes' sentences alone."
+    if preset.name in ("smoke", "paper"): return preset
+    scenes, model, t = preset.scenes, preset.model, preset.train
+    thin = replace(model, hsfe=replace(model.hsfe, filters=model.hsfe.filters//2), star_net=replace(model.star_net, width=model.star_net.width*3//4))
+    return replace(preset, scenes=replace(scenes, train=scenes.train//2), model=thin,
+                   train=replace(t, epochs=max(1, t.epochs//4), batch_size=t.batch_size//2, prompts=1.))
 
 def spiking_presets(
     preset:Preset, # an ANN's
@@ -269,7 +272,7 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
     "A model from scratch, its words from the training captions or as `config.text` asks; or the one in `start`, an ANN's weights put into spikes."
     if start:
         model = SPKLIP.from_pretrained(start)
-        if (model.config.hsfe, model.config.star_net) != (config.hsfe, config.star_net):
+        if (model.config.hsfe, model.config.star_net, model.config.baseline) != (config.hsfe, config.star_net, config.baseline):
             raise ValueError(f"the model in {start} has other sizes than the preset: {model.config}")
         if model.config.fsve == config.fsve: return model
         if model.config.fsve: raise ValueError(f"the model in {start} has another spiking encoder than the preset: {model.config.fsve}")
@@ -279,18 +282,23 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
     return SPKLIP(config, learn_wordpiece(captions + dataset.prompts, config.text.vocab_size))
 
 # %% ../nbs/04_train.ipynb #4d93f44a
+def only(
+    dataset:SpikeDataset, # any
+    chosen,               # numbers of clips, in any order
+) -> SpikeDataset:        # of those, in the data set's order
+    "A part of a data set."
+    part = copy.copy(dataset)
+    for name in ("rows", "labels", "groups"): setattr(part, name, [getattr(dataset, name)[i] for i in sorted(chosen)])
+    return part
+
 def hold_out(
     dataset:SpikeDataset, # the training split
     share:float,          # of its clips, kept back
 ) -> tuple:               # what to train on, and what is kept back: unseen clips of seen groups
     "Split clips at random, whatever their group; the same way every time."
     order = np.random.default_rng(0).permutation(len(dataset))
-    parts = []
-    for chosen in (order[round(share*len(order)):], order[:round(share*len(order))]):
-        part = copy.copy(dataset)
-        for name in ("rows", "labels", "groups"): setattr(part, name, [getattr(dataset, name)[i] for i in sorted(chosen)])
-        parts.append(part)
-    return tuple(parts)
+    kept = round(share*len(order))
+    return only(dataset, order[kept:]), only(dataset, order[:kept])
 
 # %% ../nbs/04_train.ipynb #a347e530
 def fit(
@@ -307,8 +315,8 @@ def fit(
     if (folder/"model"/"history.json").exists(): return folder/"model"
     accelerator = Accelerator(cpu=(device == "cpu"))
     segments = segments_of(preset.model)
-    train, _ = hold_out(SpikeDataset(data, "train", segments, jitter=True, seed=seed), config.hold_out)
-    validation = SpikeDataset(data, "validation", segments)
+    train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), config.hold_out)
+    validation = open_clips(data, "validation", segments)
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=train.height, width=train.width), train, start).to(accelerator.device)
     loader = DataLoader(train, config.batch_size, shuffle=True, drop_last=len(train) >= config.batch_size, num_workers=config.workers)
@@ -341,8 +349,8 @@ def train_and_test(
     def make(at):
         model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress=parent_process() is None))
         segments = segments_of(preset.model)
-        _, kept_back = hold_out(SpikeDataset(data, "train", segments), preset.train.hold_out)
-        return dict(evaluate(model, SpikeDataset(data, "test", segments)).metrics(), seen_top1=evaluate(model, kept_back).top(1),
+        _, kept_back = hold_out(open_clips(data, "train", segments), preset.train.hold_out)
+        return dict(evaluate(model, open_clips(data, "test", segments)).metrics(), seen_top1=evaluate(model, kept_back).top(1),
                     history=json.loads((at/"model"/"history.json").read_text()))
     run = run_of(preset, data, seed, start)
     return cached("train", run, make), run_folder("train", run)/"model"

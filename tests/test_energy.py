@@ -25,6 +25,14 @@ def spiking(part, neuron, **sizes):
 def clips(B=2, height=32, width=40):
     return (torch.rand(B, 250, height, width, generator=torch.Generator().manual_seed(1)) < .06).to(torch.uint8)
 
+def awake(config):
+    "A model whose normalisation has seen clips: without, most of its layers are silent and the rest fires along the borders."
+    model = SPKLIP(config)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d): m.momentum = None  # the mean of all batches, and there is one
+    with torch.no_grad(): model.train().encode_video(clips(4))
+    return model.eval()
+
 @pytest.mark.parametrize("part, neuron", PAIRS)
 @pytest.mark.parametrize("stars", [dict(), dict(layers=(2, 1), stem_stride=2), dict(stem_stride=1, layers=(1, 2, 1))])
 def test_formula_and_hooks_agree(part, neuron, stars):
@@ -32,11 +40,11 @@ def test_formula_and_hooks_agree(part, neuron, stars):
     torch.manual_seed(0)
     config = spiking(part, neuron)
     config = replace(config, star_net=replace(config.star_net, **stars))
-    heard = by_hooks(SPKLIP(config), clips())
+    heard = by_hooks(awake(config), clips())
     said = by_formula(config, {c.layer: c.rate for c in heard if c.kind == "conv" or c.kind == "linear" and c.active or c.kind == "attention" and c.binary})
     assert [(c.layer, c.kind, c.binary) for c in heard] == [(c.layer, c.kind, c.binary) for c in said]
     for name in set(AMOUNTS) - {"acs", "active"}: assert [getattr(c, name) for c in heard] == [getattr(c, name) for c in said], name
-    assert [c.acs for c in heard] == pytest.approx([c.acs for c in said], rel=0.1)
+    assert [c.acs for c in heard] == pytest.approx([c.acs for c in said], rel=0.05)
     assert [c.acs for c in heard if c.kind in ("linear", "attention")] == pytest.approx([c.acs for c in said if c.kind in ("linear", "attention")])
 
 def test_borders_are_exact():

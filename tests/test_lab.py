@@ -3,7 +3,7 @@ import hashlib, json, os, platform, signal, subprocess, sys, time
 from dataclasses import make_dataclass
 import nbformat, pytest
 from hypothesis import given, settings, strategies as st
-from spklip.lab import cli, notebooks, runs, tables
+from spklip.lab import cli, notebooks, report, reproduce, runs, tables
 from spklip.lab.paper import NUMBERS, number
 from conftest import ROOT
 
@@ -135,7 +135,8 @@ def test_reproduce(project):
     process = spklip(project, "reproduce", "--preset", "laptop", "--seeds", "3")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "kernel" in out and "outputs/laptop/tables/one.md" in out and "outputs/laptop/notebooks/04_train.ipynb" in out
+    assert "[1/1] 04_train, seeds 3, preset laptop" in out and "kernel" in out and "all of it: outputs/laptop/report.html" in out
+    assert (project/"outputs"/"laptop"/"notebooks"/"04_train.ipynb").exists() and "Table 4" in (project/"outputs"/"laptop"/"report.html").read_text()
     assert (project/"outputs"/"laptop"/"tables"/"one.md").read_text() == "3"
 
 def test_reproduce_only_some(project):
@@ -161,3 +162,34 @@ def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(project):
         except ProcessLookupError: return
         time.sleep(0.1)
     raise AssertionError("the kernel lives on")
+
+# the report and what is left
+
+def test_the_report_shows_what_is_there_and_names_what_is_not(tmp_path):
+    part = report.Part("Table 9", "Is it < more?", "99_nine", ("nine", "lost"), ("picture",))
+    rows = [tables.row("top-1", [90, 92], number("table1.spklip_top1"), "ours & theirs", note="a <b>"), tables.row("top-5", None, number("table1.spklip_top5"))]
+    tables.Results("smoke", tmp_path).table("nine", rows)
+    page = report.write_report("smoke", tmp_path, (part,)).read_text()
+    assert "Is it &lt; more?" in page and "ours &amp; theirs" in page and "a &lt;b&gt;" in page and "<b>" not in page.split("<h2")[1]
+    assert "1 needs data, 1 ours" in page and "91.00 ± 1.41" in page and "-0.15" in page
+    assert "Not there: lost, picture" in page and "99_nine" in page
+
+def test_every_part_of_the_report_has_its_notebook():
+    there = {p.relative_to(ROOT/"nbs").with_suffix("").as_posix() for p in (ROOT/"nbs").rglob("*.ipynb")}
+    made = {p.notebook for p in report.PARTS}
+    assert made <= there and len({t for p in report.PARTS for t in p.tables}) == sum(len(p.tables) for p in report.PARTS)
+
+def test_each_number_of_the_paper_stands_in_a_part():
+    parts = " ".join(p.where for p in report.PARTS).lower()
+    for n in NUMBERS.values():
+        if n.where.startswith(("Table", "Figure")): assert n.where.split(",")[0].lower() in parts, n.where
+
+def test_time_left_goes_by_the_pace_of_what_is_done():
+    assert reproduce.left_over({"a": 20}, {"a": 10, "b": 60, "c": 5}, ["b", "c"]) == 130
+    assert reproduce.left_over({"a": 20}, {"a": 10}, ["b"]) is None
+
+def test_a_step_that_fails_is_named_and_the_ones_before_it_are_kept(project):
+    write(project/"nbs"/"05_other.ipynb", 'preset = "smoke"', "import os", "raise ValueError('no such light')")
+    out, err = spklip(project, "reproduce", "--preset", "laptop").communicate(timeout=60)
+    assert "no such light" in err and err.count("\n") == 1 and "[2/2] 05_other" in out
+    assert list(json.loads((project/"outputs"/"laptop"/"reproduce.json").read_text())) == ["04_train"]

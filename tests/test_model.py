@@ -1,5 +1,5 @@
 "SPKLIP's parts against their definitions: HSFE, STAR-Net, the loss, the folder a model lives in."
-import json
+import copy, json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spklip.camera import pack
 from spklip.fsve import FSVEConfig, SpikingSTARNet
 from spklip.hsfe import HSFE, MTF, HSFEConfig, sub_blocks
-from spklip.star_net import AttentionPool, Bottleneck, MAPResNet, STARNet, STARNetConfig, TemporalTransformer
+from spklip.star_net import AttentionPool, BasicBlock, Bottleneck, MAPResNet, STARNet, STARNetConfig, TemporalTransformer
 from spklip.stcl import (SPKLIP, SPKLIPConfig, TextConfig, TextEncoder, contrastive_loss, contrastive_targets,
                          encode_by_loop, learn_wordpiece, load_bert, macs, micro_batch)
 
@@ -226,3 +226,12 @@ def test_the_trunk_that_stands_for_star_net(stride):
     assert net(maps).shape == (2, 32) and torch.allclose(net(maps), net(maps.flip(1)), atol=1e-6)
     with pytest.raises(ValueError, match="no spiking form"): SpikingSTARNet(4, config, FSVEConfig())
     with pytest.raises(ValueError, match="'resnet' expected"): STARNetConfig(backbone="vit")
+
+def test_basic_block_of_few_channels_learns_as_in_64_bits():
+    "4 channels and a stride, where oneDNN's own strided 1x1 convolution corrupts memory (its issue 6035)."
+    torch.manual_seed(0)
+    block = BasicBlock(4, 8, stride=2).to(memory_format=torch.channels_last)
+    exact, x = copy.deepcopy(block).double(), torch.randn(80, 4, 8, 10).to(memory_format=torch.channels_last)
+    block(x).square().sum().backward(); exact(x.double()).square().sum().backward()
+    for p, q in zip(block.parameters(), exact.parameters()): assert torch.allclose(p.grad.double(), q.grad, rtol=1e-3, atol=1e-2)
+    assert block(x).shape == (80, 8, 4, 5)

@@ -135,9 +135,11 @@ class SpikeDataset(Dataset):
         sizes = {(r["height"], r["width"]): r["file"] for r in self.rows[::-1]}
         if len(sizes) > 1: raise StreamError(f"{self.folder}: clips of several sizes cannot share a batch: " + ", ".join(f"{h} x {w} ({f})" for (h, w), f in sorted(sizes.items())))
         (self.height, self.width), = sizes
-        if bad := [p for r in self.rows if (p := _problem(folder, r, segments*frames_per_segment))]:
+        if bad := [p for r in self.rows if (p := self._problem(r, segments*frames_per_segment))]:
             raise StreamError(bad[0] + (f" (and {len(bad)-1} more)" if len(bad) > 1 else ""))
         self.labels, self.groups = [self.classes.index(r["label"]) for r in self.rows], [r["group"] for r in self.rows]
+
+    def _problem(self, row, need): return _problem(self.folder, row, need)
 
     def set_epoch(self, epoch:int): # counts from 0
         "Reseed the jitter, so that epochs differ and runs repeat."

@@ -71,16 +71,13 @@ class SpikeActions:
     def rich(self) -> bool:
         "Whether clips are drawn and told in all their variety; the first 16 classes of sim stay as models have learnt them."
         return self.domain != "sim" or self.classes > 16
-
     def rng(self, what:int, index:int) -> np.random.Generator:
         "Chance for one purpose and one clip or actor; the domains share none."
         return np.random.default_rng([self.seed, what + 100*(self.domain != "sim"), index])
-
     def cast(self, split:str) -> range: # actor numbers
         "The people of a split."
         sizes, k = (self.train_actors, self.validation_actors, self.test_actors), SPLITS.index(split)
         return range(sum(sizes[:k]), sum(sizes[:k + 1]))
-
     def slot(self, index:int) -> tuple: # split, class and actor number of a clip
         "Splits follow each other; inside a split the classes take turns, then the actors."
         first = 0

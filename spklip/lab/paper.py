@@ -37,6 +37,7 @@ _add("Table 1", "HMDB51-S", "%",
     m2clip_spike_top1=(39.57, "M2-CLIP adapted to spikes, top-1"), m2clip_spike_top5=(85.96, "M2-CLIP adapted to spikes, top-5"),
     vitaclip_spike_top1=(45.31, "Vita-CLIP adapted to spikes, top-1"), vitaclip_spike_top5=(87.14, "Vita-CLIP adapted to spikes, top-5"),
     spklip_top1=(91.15, "SPKLIP, top-1"), spklip_top5=(99.75, "SPKLIP, top-5"))
+_add("A.3", "HMDB51-S", "%", hybrid_top1=(40, "HSFE, a bridge and a ViT, top-1, less than"))
 
 # %% ../../nbs/lab/03_paper.ipynb #028b959a
 _add("Table 2", "HMDB51-S", "%",

@@ -60,7 +60,7 @@ def by_hand(
     return values
 
 # %% ../../nbs/lab/07_reproduce.ipynb #5a0b30b1
-REAL = ("weizmann", "arid") # data sets of real video that `spklip data NAME data/NAME-SEED --seed SEED` makes
+REAL = {"weizmann": "data/weizmann-{seed}", "arid": "data/arid"} # real video that `spklip data NAME FOLDER --seed SEED` makes spikes of
 
 def whole(
     values:dict, # preset, and what else is set for all
@@ -71,11 +71,10 @@ def whole(
         main = notebook.stem == "04_train"
         steps.append(Step(notebook, ({"seeds": 3} | values) if main and values["preset"] != "smoke" else values))
         if not main or values["preset"] == "smoke": continue
-        for name in REAL:
-            if all((root()/"data"/f"{name}-{s}"/"metadata.jsonl").exists() for s in range(3)):
-                more = dict(data=f"data/{name}-{{seed}}", name=name, start=f"outputs/{values['preset']}/model", seeds=3)
-                steps.append(Step(notebook, values | more, name))
-            else: print(f"left out: 04_train on {name}; `spklip data {name}` makes data/{name}-0, -1 and -2")
+        for name, folder in REAL.items():
+            lost = [f for s in range(3) if not (root()/(f := folder.format(seed=s))/"metadata.jsonl").exists()]
+            if lost: print(f"left out: 04_train on {name}, for want of {lost[0]}; `spklip data {name} {lost[0]}` makes it"); continue
+            steps.append(Step(notebook, values | dict(data=folder, name=name, start=f"outputs/{values['preset']}/model", seeds=3), name))
     return steps
 
 [step.name for step in whole({"preset": "laptop"})][-12:]
@@ -96,7 +95,7 @@ def run_steps(
     steps:list,  # what to run, in order
     preset:str,  # whose outputs
 ) -> None:
-    "Run notebooks one after another and say what is done and what is left; then the report."
+    "Run notebooks one after another and say what is done and what is left; then the report. Raises papermill's error when a cell fails."
     out = root()/"outputs"/preset
     kept, took, began = out/"reproduce.json", {}, time.time()
     known = json.loads(kept.read_text()) if kept.exists() else {}
@@ -105,7 +104,7 @@ def run_steps(
         print(f"[{i + 1}/{len(steps)}] {step.name}, " + ", ".join(f"{k} {v}" for k, v in step.parameters().items())
               + f"; {(time.time() - began)/60:.0f} min so far" + (f", at most {left/60:.0f} to go" if left is not None else ""), flush=True)
         start = time.time()
-        run_notebook(step.notebook, out/"notebooks"/f"{step.name}.ipynb", live=True, **step.parameters())
+        run_notebook(step.notebook, out/"notebooks"/f"{Path(step.name).name}.ipynb", live=True, **step.parameters())
         took[step.name] = time.time() - start
         known[step.name] = round(max(took[step.name], known.get(step.name, 0)), 1) # a run from the cache tells nothing of one without
         write_json(kept, dict(sorted(known.items())))
