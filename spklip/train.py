@@ -269,7 +269,7 @@ def load_epoch(folder:Path, model:SPKLIP, optimizer) -> list: # the history; emp
     return json.loads((found[-1]/"history.json").read_text())
 
 def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) -> SPKLIP:
-    "A model from scratch with words from the training captions, or the one in `start`, an ANN's weights put into spikes where that is asked."
+    "A model from scratch, its words from the training captions or as `config.text` asks; or the one in `start`, an ANN's weights put into spikes."
     if start:
         model = SPKLIP.from_pretrained(start)
         if (model.config.hsfe, model.config.star_net, model.config.baseline) != (config.hsfe, config.star_net, config.baseline):
@@ -277,6 +277,7 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
         if model.config.fsve == config.fsve: return model
         if model.config.fsve: raise ValueError(f"the model in {start} has another spiking encoder than the preset: {model.config.fsve}")
         return spiking(model, config.fsve, torch.stack([dataset[i]["packed"] for i in range(0, len(dataset), -(-len(dataset)//48))]))
+    if config.text.pretrained or config.text.released: return SPKLIP(config) # they have words of their own
     captions = [s for r in dataset.rows for s in (r["caption"], mirrored(r["caption"]))]
     return SPKLIP(config, learn_wordpiece(captions + dataset.prompts, config.text.vocab_size))
 
