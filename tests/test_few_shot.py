@@ -10,7 +10,7 @@ import spklip.few_shot as few_shot_module
 from spklip.data.datasets import SpikeDataset, read_metadata
 from spklip.data.scenes import SpikeActions, generate
 from spklip.few_shot import (Adaptation, activity, adapt, class_means, clip_features, draw_shots, embed, few_shot, few_shot_all, last_layers,
-                             linear_probe, retrain, stored_features, without)
+                             linear_probe, refresh_norms, retrain, seen_by_trunk, stored_features, without)
 from spklip.stcl import SPKLIP
 from spklip.train import TrainConfig, evaluate, only, preset_of
 
@@ -56,7 +56,7 @@ def test_more_shots_than_clips_is_an_error(data):
     with pytest.raises(ValueError, match="-1 shots of 'jump'"): draw_shots(people, -1)
 
 
-def test_a_subset_gives_the_clips_it_names(data):
+def test_a_part_gives_the_clips_it_names(data):
     people = SpikeDataset(data, "train")
     part = only(people, [7, 2])
     assert len(part) == 2 and part.labels == [people.labels[7], people.labels[2]]
@@ -80,6 +80,33 @@ def test_features_are_computed_once(data, start, monkeypatch):
     first = stored_features(start, data, "validation")
     monkeypatch.setattr(few_shot_module, "clip_features", None)
     assert torch.equal(stored_features(start, data, "validation"), first)
+
+
+def norms_of(model):
+    return [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+def test_fresh_norms_are_those_of_the_clips_and_nothing_else_moves(data, start):
+    model, people = SPKLIP.from_pretrained(start), SpikeDataset(data, "train")
+    before, seen = copy_of(model), []
+    model.star_net.trunk.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    refresh_norms(model, people, batch_size=9)
+    assert all(".running_" in name or name.endswith("num_batches_tracked") for name in moved(before, model)) and not model.training
+    first = model.star_net.trunk.norm
+    assert len(seen) == 2 and torch.allclose(first.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0), atol=1e-6)
+    assert torch.allclose(first.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0), rtol=1e-4)
+    assert all(m.momentum == 0.1 for m in norms_of(model))
+    with pytest.raises(ValueError, match="no clips"): refresh_norms(model, only(people, []))
+
+
+def test_features_with_fresh_norms_are_those_of_such_a_model(data, start):
+    people, test = SpikeDataset(data, "train"), SpikeDataset(data, "test")
+    chosen = draw_shots(people, 2)
+    model = refresh_norms(SPKLIP.from_pretrained(start), only(people, chosen))
+    fresh = stored_features(start, data, "test", norms=chosen)
+    assert torch.allclose(fresh, clip_features(model, test), atol=1e-5) and not torch.allclose(fresh, stored_features(start, data, "test"), atol=1e-3)
+    known, asked, left = seen_by_trunk(Adaptation(norms=True, views=1), data, chosen, [0, 5], start, "test")
+    assert known.shape[:2] == (6, 2) and torch.equal(asked, fresh) and torch.allclose(left, clip_features(model, only(people, [0, 5])), atol=1e-5)
 
 
 @pytest.mark.parametrize("layers", (1, 2))
@@ -153,9 +180,9 @@ def test_everything_moves_everything(data, start):
     assert not any(name.startswith(("hsfe", "star_net.trunk.stem", "text.projection")) for name in still) and not model.training
 
 
-@pytest.mark.parametrize("method", ("nearest class mean", "linear probe", "last layers", "everything", "from scratch"))
+@pytest.mark.parametrize("method", ("nearest class mean", "linear probe", "last layers", "last layers, fresh norms", "everything", "from scratch"))
 def test_a_draw_names_all_clips_of_others_and_what_is_left(data, start, method):
-    config = Adaptation(method, steps=2, views=1, train=TrainConfig(batch_size=4, lr=1e-3, prompts=1.))
+    config = Adaptation(method.split(",")[0], norms="fresh" in method, steps=2, views=1, train=TrainConfig(batch_size=4, lr=1e-3, prompts=1.))
     start = None if method == "from scratch" else start
     result = few_shot(config, SIZE, data, 2, 0, start)
     truth = SpikeDataset(data, "test").labels
@@ -168,7 +195,8 @@ def test_zero_and_all_shots(data, start):
     zero = few_shot(Adaptation("zero-shot", views=1), SIZE, data, 0, 0, start)
     seen = evaluate(SPKLIP.from_pretrained(start), SpikeDataset(data, "test"))
     assert zero["guess"] == seen.similarity.argmax(1).tolist() and zero["top1"] == pytest.approx(seen.top(1))
-    assert few_shot(Adaptation("nearest class mean", views=1), SIZE, data, 6, 0, start)["rest"] is None
+    for norms in (False, True):
+        assert few_shot(Adaptation("nearest class mean", norms=norms, views=1), SIZE, data, 6, 0, start)["rest"] is None
 
 
 def test_what_has_run_is_not_run_again(data, start, monkeypatch):
