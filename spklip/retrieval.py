@@ -212,6 +212,7 @@ def open_index(
         return Index(folder, dict(said["of"]), said["files"], embeddings)
     except (ValueError, KeyError, TypeError, OSError) as e: raise ValueError(f"{folder}: no readable index ({type(e).__name__}: {e})") from None
 
+# %% ../nbs/08_retrieval.ipynb #d9cd62ca
 def stale(
     folder:str|Path, # of an index, there or not
     of:dict,         # what it should be of, from `identity`

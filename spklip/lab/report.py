@@ -108,6 +108,7 @@ def made_by(folder:Path) -> str: # when, on what and in how long the notebooks r
                  torch=k["packages"].get("torch", "")) for name, k in kept.items()]
     return as_html(pd.DataFrame(rows)) if rows else "<p>No run has left a manifest.</p>"
 
+# %% ../../nbs/lab/06_report.ipynb #d4f3c731
 def write_report(
     preset:str,                  # smoke | laptop | gpu | paper
     folder:str|Path|None = None, # instead of outputs/ at the project's top
