@@ -231,8 +231,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 def load_xclip(
     folder, # an X-CLIP as transformers stores it, with its tokenizer
 ) -> tuple: # model, tokenizer
-    "A pretrained X-CLIP from disk, ready to evaluate; nothing is downloaded."
-    return XCLIPModel.from_pretrained(folder, local_files_only=True).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    "A pretrained X-CLIP from disk, ready to evaluate; nothing is downloaded or unpickled. Raises OSError where its weights are not safetensors."
+    return XCLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 @torch.no_grad()
 def xclip_zero_shot(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEGMENT', 'METHODS', 'Activity', 'activity', 'Adaptation', 'draw_shots', 'clip_features', 'refresh_norms',
            'stored_features', 'embed', 'last_layers', 'adapt', 'class_means', 'linear_probe', 'retrain', 'learn',
-           'seen_by_trunk', 'few_shot', 'few_shot_all', 'without']
+           'seen_by_trunk', 'few_shot', 'few_shot_all']
 
 # %% ../nbs/07_few_shot.ipynb #6133efd3
 from collections.abc import Iterable
@@ -72,7 +72,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .data.datasets import METADATA, SpikeDataset, read_metadata, write_metadata
+from .data.datasets import SpikeDataset
 from .lab.runs import atomic, cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .stcl import SPKLIP
 from .train import Preset, TrainConfig, augment, evaluate, learning_rate, make_optimizer, new_model, only, run_of, segments_of, train_epoch
@@ -331,19 +331,3 @@ def few_shot_all(
     if not torch.cuda.is_available():
         for todo in (first, then): side_by_side(few_shot, dict(todo.values())) # who shares a trunk's features comes after who computes them
     return {key: few_shot(*job) for key, job in jobs.items()}
-
-# %% ../nbs/07_few_shot.ipynb #43f5d8c0
-def without(
-    data:str|Path,   # a data set's folder
-    labels:set,      # classes to leave out
-    folder:str|Path, # of the new one, on the same disk
-) -> Path:           # the folder
-    "A data set of the other classes; its recordings are links, and take no space."
-    data, folder = Path(data), Path(folder)
-    if (folder/METADATA).exists(): return folder
-    if not (rows := [r for r in read_metadata(data) if r["label"] not in labels]): raise ValueError(f"{data} has no other classes than {', '.join(sorted(labels))}")
-    for file in (Path(r["file"]) for r in rows):
-        (folder/file).parent.mkdir(parents=True, exist_ok=True)
-        if not (folder/file).exists(): (folder/file).hardlink_to(data/file)
-    write_metadata(folder, rows)
-    return folder

@@ -128,7 +128,7 @@ def load_bert(
     embed_dim:int,                 # D
     like:TextConfig=TextConfig(),  # its `max_tokens`, `pretrained`, `tuned`
 ) -> TextEncoder:                  # its words and weights, and a new projection
-    "A text encoder from a pretrained BERT on disk. Raises ValueError where the folder holds another kind of model."
+    "A text encoder from a pretrained BERT on disk. Raises ValueError where the folder holds another kind of model, OSError where its weights are not safetensors."
     folder = bert_folder(folder)
     kept = BertConfig.from_pretrained(folder, local_files_only=True)
     if kept.model_type != "bert": raise ValueError(f"{folder} holds a {kept.model_type}, a bert is expected")
@@ -138,7 +138,7 @@ def load_bert(
     encoder = TextEncoder(config, embed_dim, Tokenizer.from_file(str(folder/"tokenizer.json")))
     told = logging.get_verbosity()
     logging.set_verbosity_error(); logging.disable_progress_bar()         # its report names the pooling layer, which is not wanted
-    kept = BertModel.from_pretrained(folder, config=kept, add_pooling_layer=False, local_files_only=True)
+    kept = BertModel.from_pretrained(folder, config=kept, add_pooling_layer=False, local_files_only=True, use_safetensors=True)
     logging.set_verbosity(told)
     encoder.bert = kept.requires_grad_(not encoder.frozen)
     return encoder

@@ -10,7 +10,7 @@ import spklip.few_shot as few_shot_module
 from spklip.data.datasets import SpikeDataset, read_metadata
 from spklip.data.scenes import SpikeActions, generate
 from spklip.few_shot import (Adaptation, activity, adapt, class_means, clip_features, draw_shots, embed, few_shot, few_shot_all, last_layers,
-                             linear_probe, refresh_norms, retrain, seen_by_trunk, stored_features, without)
+                             linear_probe, refresh_norms, retrain, seen_by_trunk, stored_features)
 from spklip.stcl import SPKLIP
 from spklip.train import TrainConfig, evaluate, only, preset_of
 
@@ -204,16 +204,6 @@ def test_what_has_run_is_not_run_again(data, start, monkeypatch):
     first = {k: few_shot(*job) for k, job in jobs.items()}
     monkeypatch.setattr(few_shot_module, "learn", None)
     assert few_shot_all(jobs) == first
-
-
-def test_a_data_set_without_some_classes(data, tmp_path):
-    rest = without(data, {"walk"}, tmp_path/"rest")
-    kept = SpikeDataset(rest, "train")
-    assert kept.classes == ["jump", "run"] and len(kept) == 12
-    file = read_metadata(rest)[0]["file"]
-    assert (rest/file).samefile(data/file) and without(data, {"walk"}, rest) == rest
-    with pytest.raises(ValueError, match="no other classes than jump, run, walk"): without(data, {"walk", "run", "jump"}, tmp_path/"none")
-
 
 def test_activity_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no clips"): activity([], 2, 2)

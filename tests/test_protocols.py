@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertModel
 
 import spklip.train as train
-from spklip.data.datasets import SpikeDataset, read_metadata
+from spklip.data.datasets import SpikeDataset, derive, read_metadata
 from spklip.data.scenes import SpikeActions, generate
 from spklip.lab.runs import digest, fingerprint, plain
-from spklip.protocols import ceiling, collisions, confined, derive, inside, reshuffled, spoken, thinned
+from spklip.protocols import ceiling, collisions, confined, inside, reshuffled, spoken, thinned
 from spklip.stcl import SPKLIP, TextConfig, TextEncoder, bert_folder, clip_words, learn_wordpiece, load_bert, text_encoder
 from spklip.train import Evaluation, evaluate, fit, make_optimizer, preset_of
 
