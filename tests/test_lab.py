@@ -129,7 +129,8 @@ def project(tmp_path):
 
 def spklip(project, *words, **environment):
     return subprocess.Popen([sys.executable, "-c", "import sys; from spklip.lab.cli import main; sys.exit(main())", *words], cwd=project, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment | {"PYTHONPATH": str(ROOT)})
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment | {"PYTHONPATH": str(ROOT)},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # what runs in the background has it ignored
 
 def test_reproduce(project):
     process = spklip(project, "reproduce", "--preset", "laptop", "--seeds", "3")
