@@ -105,7 +105,7 @@ def study(
     scenes, model, t = preset.scenes, preset.model, preset.train
     thin = replace(model, hsfe=replace(model.hsfe, filters=model.hsfe.filters//2), star_net=replace(model.star_net, width=model.star_net.width*3//4))
     return replace(preset, scenes=replace(scenes, train=scenes.train//2), model=thin,
-                   train=replace(t, epochs=max(1, t.epochs//4), batch_size=t.batch_size//2, prompts=1.))
+                   train=replace(t, epochs=max(1, t.epochs//2), batch_size=t.batch_size//2, prompts=1.))
 
 def spiking_presets(
     preset:Preset, # an ANN's
