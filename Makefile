@@ -1,6 +1,6 @@
 # Two commands do all the set-up: `make reproduce` and `make test`. Both may be stopped and repeated.
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce reproduce-all test notebooks readme clean
+.PHONY: help setup reproduce reproduce-all bench test notebooks readme clean
 
 VENV   ?= .venv
 PRESET ?= laptop
@@ -17,6 +17,9 @@ reproduce: $(READY)  ## data, training, tables and figures of the main job; SEED
 
 reproduce-all: $(READY)  ## every table and figure of the paper, then outputs/PRESET/report.html; PRESET=smoke to look
 	@$(VENV)/bin/spklip reproduce --preset $(PRESET)
+
+bench: $(READY)  ## time every part beside the plainest code for the same: outputs/bench
+	@$(VENV)/bin/spklip bench
 
 test: $(READY)  ## run the tests
 	@$(VENV)/bin/python -m pytest

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS', 'PRESETS', 'recording', 'beside', 'info', 'grey', 'mask_for', 'view', 'data', 'check', 'listed', 'clips_of',
            'convert', 'sources_of', 'slice_', 'train', 'model_at', 'trained', 'evaluate', 'classify', 'asked', 'index',
-           'search', 'save_sheet', 'on_own_data', 'reproduce', 'Parser', 'count', 'add', 'of_recording', 'how_read',
-           'of_mask', 'crop', 'of_size', 'looking', 'making', 'converting', 'slicing', 'finding', 'asking', 'parser',
-           'one_line', 'main']
+           'search', 'save_sheet', 'on_own_data', 'reproduce', 'bench', 'Parser', 'count', 'add', 'of_recording',
+           'how_read', 'of_mask', 'crop', 'of_size', 'looking', 'making', 'converting', 'slicing', 'finding', 'asking',
+           'parser', 'one_line', 'main']
 
 # %% ../../nbs/lab/04_cli.ipynb #2b5659dc
 import argparse, os, sys
@@ -338,6 +338,17 @@ def reproduce(args) -> None:
     run_steps([Step(s.notebook, s.values | more, s.added) for s in steps], args.preset)
 
 
+# %% ../../nbs/lab/04_cli.ipynb #be9c4a10
+def bench(args) -> None:
+    "spklip bench: time every part beside the plainest code for the same, and beside other libraries that are installed."
+    import pandas as pd
+    from spklip.lab.bench import bench, changes, write_bench
+    from spklip.lab.notebooks import root
+    earlier = pd.read_csv(args.against) if args.against else None
+    rows, rates = bench(args.only and args.only.split(","), args.small, args.device, lambda line: print(line, flush=True))
+    if earlier is not None: print("\n".join(changes(rows, earlier)))
+    print(write_bench(rows, rates, args.out or root()/"outputs"/("smoke/bench" if args.small or args.only else "bench"), args.device))
+
 # %% ../../nbs/lab/04_cli.ipynb #5f9346ac
 class Parser(argparse.ArgumentParser):
     "Errors in one line."
@@ -479,7 +490,7 @@ def finding(commands) -> None:
 
 # %% ../../nbs/lab/04_cli.ipynb #ab7e87fe
 def asking(commands) -> None:
-    "train, evaluate, classify, reproduce."
+    "train, evaluate, classify, reproduce, bench."
     p = add(commands, train, "spklip train --preset laptop --data data/actions --out runs/mine")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="sizes and schedule (laptop)")
     p.add_argument("--data", required=True, metavar="FOLDER", help="a data set")
@@ -502,6 +513,12 @@ def asking(commands) -> None:
     p.add_argument("--data", metavar="FOLDER", help="a data set of your own instead of SpikeActions; {seed} in it stands for the seed")
     p.add_argument("--start", metavar="MODEL", help="folder of a model to start from, instead of from scratch")
     p.add_argument("--name", help="of the tables and figures (the data set's)")
+    p = add(commands, bench, "spklip bench --against outputs/bench/bench.csv")
+    p.add_argument("--only", metavar="NAME,NAME", help="cases to time: beginnings of their names, such as decode,search (all)")
+    p.add_argument("--small", action="store_true", help="small sizes, to try it in a minute")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what works: cpu or cuda (cpu)")
+    p.add_argument("--against", metavar="FILE.csv", help="an earlier table: say what got slower")
+    p.add_argument("--out", metavar="FOLDER", help="table, picture and machine (outputs/bench; outputs/smoke/bench for a part or small sizes)")
 
 def parser() -> Parser:
     "The parser of the `spklip` command."
