@@ -148,6 +148,15 @@ class Results:
         with atomic(path) as part: figure.savefig(part, dpi=dpi, bbox_inches="tight", metadata={"Software": None})
         return path
 
+    def says(self,
+        name:str,      # file name without ending
+        text:str,      # markdown: what follows from the numbers
+    ):                 # the same, to be shown as a cell's value
+        "Write words/NAME.md."
+        from IPython.display import Markdown # only notebooks say something
+        with atomic(self.folder/"words"/f"{name}.md") as part: part.write_text(text + "\n", encoding="utf8")
+        return Markdown(text)
+
     def manifest(self,
         notebook:str,      # its name: "04_train"
         seeds=(0,),        # those used
