@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored', 'augment',
            'learning_rate', 'make_optimizer', 'has_bf16', 'sentences_of', 'train_epoch', 'Evaluation', 'evaluate',
-           'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'only', 'hold_out', 'fit', 'run_of',
-           'train_and_test', 'train_all']
+           'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'only', 'hold_out', 'train_loader', 'one_for_all',
+           'fit', 'run_of', 'train_and_test', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
@@ -36,6 +36,7 @@ from .data.frames import open_clips
 from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
+from .lab.processes import Share, from_all, join_norms, joined, process, processes, share_of
 from .lab.runs import cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, spiking
@@ -124,16 +125,18 @@ def mirrored(caption:str) -> str:
     return re.sub(r"\b(left|right)", lambda m: {"left": "right", "right": "left"}[m[0]], caption)
 
 def augment(
-    spikes:Tensor,      # [B,T,H,W]
+    spikes:Tensor,      # [B,T,H,W], of several processes each its share
     config:TrainConfig, # `shift`, `flip`
-    rng:random.Random,  # draws
+    rng:random.Random,  # draws, for the joined batch
 ) -> tuple:             # spikes [B,T,H,W], which clips were mirrored [B]
     "Shift and mirror each clip as a whole; what moves in from outside repeats the edge."
     H, W = spikes.shape[-2:]
-    out, flips = torch.empty_like(spikes), [rng.random() < config.flip for _ in spikes]
-    for clip, target, flip in zip(spikes, out, flips):
-        rows, columns = ((torch.arange(n, device=spikes.device) + round(rng.uniform(-config.shift, config.shift)*n)).clamp(0, n - 1)
-                         for n in (H, W))
+    out, whole = torch.empty_like(spikes), len(spikes)*processes()
+    flips = [rng.random() < config.flip for _ in range(whole)]
+    shifts = [[round(rng.uniform(-config.shift, config.shift)*n) for n in (H, W)] for _ in range(whole)]
+    flips, shifts = flips[share_of(whole)], shifts[share_of(whole)]
+    for clip, target, flip, shift in zip(spikes, out, flips, shifts):
+        rows, columns = ((torch.arange(n, device=spikes.device) + s).clamp(0, n - 1) for n, s in zip((H, W), shift))
         if flip: columns = columns.flip(0)
         torch.index_select(clip.index_select(1, rows), 2, columns, out=target)
     return out, flips
@@ -166,11 +169,13 @@ def sentences_of(
     dataset:SpikeDataset,
     flips:list,         # which clips were mirrored, [B]
     config:TrainConfig, # `prompts`
-    rng:random.Random,
+    rng:random.Random,  # draws, for the joined batch
 ) -> list:              # B sentences
     "For each clip its class's sentence or its caption, mirrored with the clip."
-    return [dataset.prompts[label] if rng.random() < config.prompts else mirrored(caption) if flip else caption
-            for label, caption, flip in zip(batch["label"].tolist(), batch["caption"], flips)]
+    whole = len(flips)*processes()
+    prompts = [rng.random() < config.prompts for _ in range(whole)][share_of(whole)]
+    return [dataset.prompts[label] if prompt else mirrored(caption) if flip else caption
+            for label, caption, flip, prompt in zip(batch["label"].tolist(), batch["caption"], flips, prompts)]
 
 def train_epoch(
     model,                    # SPKLIP, as accelerate prepared it
@@ -187,11 +192,13 @@ def train_epoch(
     rng, dataset, core, losses = random.Random(f"{seed} {epoch}"), loader.dataset, accelerator.unwrap_model(model), []
     dataset.set_epoch(epoch); model.train()
     for i, batch in enumerate(tqdm(loader, f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=not (progress and sys.stderr.isatty()))):
+        if process(): torch.manual_seed((seed*10_000 + epoch)*10_000 + i + process()*10**12) # dropout of its own
         for group in optimizer.param_groups: group["lr"] = learning_rate((epoch + (i + 1)/len(loader))/config.epochs, config)
         spikes, flips = augment(core.spikes(batch["packed"]), config, rng)
         with torch.autocast(spikes.device.type, torch.bfloat16, enabled=config.bf16 and has_bf16(spikes.device)):
             video, text, scale = model(spikes, sentences_of(batch, dataset, flips, config, rng))
-        loss = contrastive_loss(video.float(), text.float(), contrastive_targets(batch["label"], config.targets).to(video.device), scale)
+        video, text, labels = joined(video.float()), joined(text.float()), joined(batch["label"].to(video.device))
+        loss = contrastive_loss(video, text, contrastive_targets(labels, config.targets), scale)
         optimizer.zero_grad(); accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
@@ -232,11 +239,13 @@ def evaluate(
     dataset:SpikeDataset,  # the clips
     batch_size:int=64,
 ) -> Evaluation:
-    "Compare every clip with the sentences of all classes (Table 1's top-1 and top-5)."
+    "Compare every clip with the sentences of all classes (Table 1's top-1 and top-5); several processes share the clips, and each gets the whole."
     model.eval()
     sentences = model.encode_text(dataset.prompts)
-    clips = torch.cat([model.encode_video(b["packed"]) for b in DataLoader(dataset, batch_size)])
-    return Evaluation((clips @ sentences.T).cpu(), torch.tensor(dataset.labels), clips.cpu(), dataset.classes)
+    mine = np.array_split(np.arange(len(dataset)), processes())[process()] # the parts need not be equal
+    seen = [model.encode_video(b["packed"]).cpu() for b in DataLoader(Subset(dataset, mine), batch_size)] if len(mine) else []
+    clips = torch.cat([batch for part in from_all(seen) for batch in part])
+    return Evaluation(clips @ sentences.cpu().T, torch.tensor(dataset.labels), clips, dataset.classes)
 
 # %% ../nbs/04_train.ipynb #9ecb2452
 def segments_of(
@@ -301,6 +310,18 @@ def hold_out(
     return only(dataset, sorted(order[kept:])), only(dataset, sorted(order[:kept]))
 
 # %% ../nbs/04_train.ipynb #a347e530
+def train_loader(train:SpikeDataset, config:TrainConfig) -> DataLoader: # of this process's share of each batch
+    "Batches in an order that is the same in all processes. Raises ValueError where a batch cannot be shared equally."
+    share_of(min(config.batch_size, len(train)))
+    batches = BatchSampler(RandomSampler(train), config.batch_size, drop_last=len(train) >= config.batch_size)
+    return DataLoader(train, batch_sampler=Share(batches), num_workers=config.workers, pin_memory=torch.cuda.is_available())
+
+def one_for_all(accelerator:Accelerator, epoch:int, error:RuntimeError) -> RuntimeError:
+    "What to say where training fails: of several processes the cause may be another's end."
+    if accelerator.num_processes == 1: return error
+    return RuntimeError(f"process {process()} stops in epoch {epoch + 1}, because another one did or by itself ({str(error).splitlines()[0]}); "
+                        f"{epoch} epochs are kept, and the same command goes on from there")
+
 def fit(
     preset:Preset,              # sizes
     data:str|Path,              # folder of a data set
@@ -310,28 +331,32 @@ def fit(
     progress:bool=True,         # a line an epoch, a bar on a terminal
     device:str|None=None,       # None: a GPU if there is one
 ) -> Path:                      # `folder/model`
-    "Train SPKLIP on a data set's training split (section 4.1). Resumes; a finished run is left as it is."
+    "Train SPKLIP on a data set's training split (section 4.1), alone or with other processes. Resumes; a finished run is left as it is."
     config, folder = preset.train, Path(folder); folder.mkdir(parents=True, exist_ok=True)
     if (folder/"model"/"history.json").exists(): return folder/"model"
-    accelerator = Accelerator(cpu=(device == "cpu"))
-    segments = segments_of(preset.model)
+    accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    main, segments = accelerator.is_main_process, segments_of(preset.model)
     train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), config.hold_out)
     validation = open_clips(data, "validation", segments)
+    loader = train_loader(train, config)
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=train.height, width=train.width), train, start).to(accelerator.device)
-    loader = DataLoader(train, config.batch_size, shuffle=True, drop_last=len(train) >= config.batch_size, num_workers=config.workers)
-    model, optimizer, loader = accelerator.prepare(core, make_optimizer(core, config), loader)
+    if processes() > 1: join_norms(core)
+    model, optimizer = accelerator.prepare(core, make_optimizer(core, config))
     history = load_epoch(folder, core, optimizer)
     for epoch in range(len(history), config.epochs):
         began = time.perf_counter()
-        loss = train_epoch(model, optimizer, loader, config, accelerator, seed, epoch, progress)
+        try: loss = train_epoch(model, optimizer, loader, config, accelerator, seed, epoch, progress and main)
+        except RuntimeError as error: raise one_for_all(accelerator, epoch, error) from error
         seen = evaluate(core, validation)
         history.append(dict(epoch=epoch + 1, loss=loss, top1=seen.top(1), top5=seen.top(5), temperature=1/core.scale.item(),
                             seconds=time.perf_counter() - began))
-        if progress: print("epoch {epoch:3d}  loss {loss:.3f}  validation top-1 {top1:.3f}  top-5 {top5:.3f}  tau {temperature:.3f}  {seconds:.0f} s".format(**history[-1]), flush=True)
-        save_epoch(folder, core, optimizer, history)
-    core.save_pretrained(folder/"model")
-    (folder/"model"/"history.json").write_text(json.dumps(history, indent=1) + "\n")
+        if progress and main: print("epoch {epoch:3d}  loss {loss:.3f}  validation top-1 {top1:.3f}  top-5 {top5:.3f}  tau {temperature:.3f}  {seconds:.0f} s".format(**history[-1]), flush=True)
+        if main: save_epoch(folder, core, optimizer, history)
+    if main:
+        core.save_pretrained(folder/"model")
+        (folder/"model"/"history.json").write_text(json.dumps(history, indent=1) + "\n")
+    accelerator.wait_for_everyone()
     return folder/"model"
 
 # %% ../nbs/04_train.ipynb #42a587fc
@@ -362,3 +387,8 @@ def train_all(
     todo = {digest(run): (key, job) for key, job in jobs.items() if not is_finished("train", run := run_of(*job))}
     if not torch.cuda.is_available(): side_by_side(train_and_test, dict(todo.values()))
     return {key: train_and_test(*job) for key, job in jobs.items()}
+
+# %% ../nbs/04_train.ipynb #9d0c5e02
+if __name__ == "__main__" and __spec__: # python -m spklip.train, and not a notebook
+    from spklip.lab.cli import main
+    sys.exit(main(["train", *sys.argv[1:]]))

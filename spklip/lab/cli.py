@@ -218,9 +218,11 @@ def slice_(args) -> None:
 # %% ../../nbs/lab/04_cli.ipynb #1f17782e
 def train(args) -> None:
     "spklip train --preset P --data FOLDER --out FOLDER: train, or go on with what is in FOLDER."
+    from spklip.lab.processes import leave, process
     from spklip.train import fit, preset_of
-    model = fit(preset_of(args.preset), args.data, Path(args.out or f"runs/{args.preset}-{args.seed}"), seed=args.seed)
-    print(f"model: {model}")
+    model = fit(preset_of(args.preset), args.data, Path(args.out or f"runs/{args.preset}-{args.seed}"), args.seed, args.start, device=args.device)
+    if not process(): print(f"model: {model}")
+    leave()
 
 def model_at(folder) -> Path:
     "A model's folder, the committed one when none is named; where there is no model, how to get one."
@@ -496,6 +498,8 @@ def asking(commands) -> None:
     p.add_argument("--data", required=True, metavar="FOLDER", help="a data set")
     p.add_argument("--seed", type=int, default=0, help="(0)")
     p.add_argument("--out", metavar="FOLDER", help="the run, resumed when it is there (runs/PRESET-SEED)")
+    p.add_argument("--start", metavar="MODEL", help="folder of a model to start from, instead of from scratch")
+    p.add_argument("--device", choices=("cpu", "cuda"), help="(a GPU if there is one)")
     model = dict(metavar="FOLDER", help="a trained model (outputs/laptop/model)")
     p = add(commands, evaluate, "spklip evaluate --data data/actions --split test")
     p.add_argument("--model", **model)

@@ -1,0 +1,149 @@
+"Two processes train as one: the same loss, gradients and answers; one that dies ends the others, and the run goes on."
+import json, os, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from joblib import Parallel, delayed
+from safetensors.torch import load_file
+
+from spklip.data.scenes import SpikeActions, generate
+from spklip.lab.processes import from_all, join_norms, joined, share_of
+from spklip.stcl import SPKLIP, contrastive_loss, contrastive_targets, learn_wordpiece, spiking
+from spklip.train import evaluate, fit, preset_of, spiking_presets
+from spklip.data.frames import open_clips
+
+
+def together(work, of, folder, *arguments):
+    "Call work(...) in `of` processes of one group; what each returns."
+    def one(rank):
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{work.__name__}", rank=rank, world_size=of)
+        try: return work(*arguments)
+        finally: dist.destroy_process_group()
+    return Parallel(of, "loky")(delayed(one)(rank) for rank in range(of))
+
+
+def model_of(kind):
+    torch.manual_seed(0)
+    preset = preset_of("smoke")
+    model = SPKLIP(preset.model, learn_wordpiece(["a person waves", "someone walks"]))
+    if kind == "ANN": return model
+    fsve = next(iter(spiking_presets(preset, 64).values())).model.fsve
+    return spiking(model, replace(fsve, part=kind, steps=2), bits(4))
+
+
+def bits(n):
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 250, 160), np.uint8) & np.random.default_rng(1).integers(0, 256, (n, 250, 160), np.uint8))
+
+
+def gradients(folder):
+    "One step on this process's share of eight clips: loss, then name -> gradient as data-parallel training has it, and the running statistics."
+    model, clips, labels = SPKLIP.from_pretrained(folder).double().train(), bits(8), torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Dropout): layer.p = 0.
+    for layer in (model.star_net.temporal.layers if model.star_net.temporal else []):
+        if hasattr(layer, "self_attn"): layer.self_attn.dropout = 0.
+    join_norms(model)
+    mine, words = share_of(8), [f"{a} person {b}" for a in ("a", "some") for b in ("waves", "walks", "sits", "runs")]
+    video, text, scale = model(clips[mine], words[mine])
+    loss = contrastive_loss(joined(video), joined(text), contrastive_targets(joined(labels[mine])), scale)
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if dist.is_initialized():
+        for g in found.values(): dist.all_reduce(g); g /= dist.get_world_size()
+    return loss.item(), found, {name: b for name, b in model.named_buffers() if "running" in name}
+
+
+@pytest.mark.parametrize("kind", ("ANN", "cnn", "full"))
+def test_equal_to_one_process(kind, tmp_path):
+    "Loss, all gradients and running statistics, in the ANN and in both spiking encoders; in 64 bits, so that rounding hides nothing."
+    folder = model_of(kind).save_pretrained(tmp_path/"model")
+    loss, found, statistics = gradients(folder)
+    for other, theirs, their_statistics in together(gradients, 2, tmp_path, folder):
+        assert other == pytest.approx(loss, rel=1e-9) and theirs.keys() == found.keys() and len(found) > 40
+        for mine, their in ((found, theirs), (statistics, their_statistics)):
+            for name, value in mine.items():
+                torch.testing.assert_close(their[name], value, rtol=1e-7, atol=1e-9*max(1., value.abs().max().item()), msg=lambda m: f"{name}: {m}")
+
+
+def answers(data):
+    return evaluate(SPKLIP.from_pretrained(data/"model"), open_clips(data, "test", 25), 3)
+
+
+def test_evaluation_is_whole(tmp_path):
+    "Seven clips by three processes, ragged at the end: each has the answers of one process, in order; two clips by three, too."
+    generate(SpikeActions(classes=2, train=4, validation=2, test=7, train_actors=2, validation_actors=1, test_actors=1), tmp_path, progress=False)
+    model_of("ANN").save_pretrained(tmp_path/"model")
+    alone = answers(tmp_path)
+    assert len(alone.labels) == 7
+    for found in together(answers, 3, tmp_path, tmp_path):
+        assert torch.equal(found.labels, alone.labels) and torch.allclose(found.similarity, alone.similarity, atol=1e-5)
+        assert found.metrics().keys() == alone.metrics().keys()
+
+
+def uneven(n):
+    try: return share_of(n)
+    except ValueError as error: return str(error)
+
+
+def test_shares(tmp_path):
+    "Alone all is mine; a batch of five is for no two processes; what each found may be of any length."
+    assert share_of(5) == slice(0, 5) and from_all([1]) == [[1]]
+    assert together(uneven, 2, tmp_path, 5) == ["a batch of 5 clips cannot be shared by 2 processes: the batch size has to be a multiple of their number"]*2
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+def train(out, data, *before, wait=True):
+    "spklip.train by a launcher."
+    command = [sys.executable, "-m", *before, "-m", "spklip.train", "--preset", "smoke", "--data", str(data), "--out", str(out), "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
+    return (*process.communicate(timeout=120), process.returncode) if wait else process
+
+
+TORCHRUN = "torch.distributed.run", "--standalone", "--nproc_per_node", "2"
+LAUNCH = "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--main_process_port", "0"
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    return generate(preset_of("smoke").scenes, folder, progress=False)
+
+
+def losses(out): return [h["loss"] for h in json.loads((out/"model"/"history.json").read_text())]
+
+
+def test_launchers(clips, tmp_path):
+    "torchrun and accelerate: one line an epoch, one model, as one process trains it but for dropout; done is done."
+    fit(preset_of("smoke"), clips, tmp_path/"alone", device="cpu", progress=False)
+    said, errors, code = train(tmp_path/"two", clips, *TORCHRUN)
+    assert code == 0, errors
+    assert said.count("epoch   1") == said.count("epoch   2") == said.count("model: ") == 1
+    assert losses(tmp_path/"two") == pytest.approx(losses(tmp_path/"alone"), rel=.05)
+    said, errors, code = train(tmp_path/"by-accelerate", clips, *LAUNCH)
+    assert code == 0, errors
+    assert losses(tmp_path/"by-accelerate") == pytest.approx(losses(tmp_path/"two"), rel=1e-5)
+    before = (tmp_path/"two"/"model"/"model.safetensors").stat().st_mtime_ns
+    assert train(tmp_path/"two", clips, *TORCHRUN)[2] == 0 and (tmp_path/"two"/"model"/"model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_process_dies(clips, tmp_path):
+    "The others end within seconds and say why; the same command goes on from the epoch that is kept, and ends where an unbroken run does."
+    process = train(tmp_path/"run", clips, *TORCHRUN, wait=False)
+    while not (tmp_path/"run"/"epoch-001").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(.01)
+    children = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    os.kill(children[-1], signal.SIGKILL)
+    began = time.time()
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.time() - began < 30
+    assert "1 epochs are kept, and the same command goes on from there" in errors
+    assert train(tmp_path/"run", clips, *TORCHRUN)[2] == 0
+    assert train(tmp_path/"unbroken", clips, *TORCHRUN)[2] == 0
+    run, unbroken = (load_file(tmp_path/f/"model"/"model.safetensors") for f in ("run", "unbroken"))
+    for name in unbroken: torch.testing.assert_close(run[name], unbroken[name], rtol=1e-5, atol=1e-6)
