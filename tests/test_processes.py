@@ -106,7 +106,7 @@ def train(out, data, *before, wait=True):
 
 
 TORCHRUN = "torch.distributed.run", "--standalone", "--nproc_per_node", "2"
-LAUNCH = "accelerate.commands.launch", "--num_processes", "2", "--cpu", "--main_process_port", "0"
+LAUNCH = "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
