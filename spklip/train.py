@@ -15,8 +15,10 @@ import math
 import random
 import re
 import shutil
+import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from multiprocessing import parent_process
@@ -316,11 +318,17 @@ def train_loader(train:SpikeDataset, config:TrainConfig) -> DataLoader: # of thi
     batches = BatchSampler(RandomSampler(train), config.batch_size, drop_last=len(train) >= config.batch_size)
     return DataLoader(train, batch_sampler=Share(batches), num_workers=config.workers, pin_memory=torch.cuda.is_available())
 
-def one_for_all(accelerator:Accelerator, epoch:int, error:RuntimeError) -> RuntimeError:
-    "What to say where training fails: of several processes the cause may be another's end."
-    if accelerator.num_processes == 1: return error
-    return RuntimeError(f"process {process()} stops in epoch {epoch + 1}, because another one did or by itself ({str(error).splitlines()[0]}); "
-                        f"{epoch} epochs are kept, and the same command goes on from there")
+@contextmanager
+def one_for_all(epoch:int): # counts from 0
+    "Say what is kept where one of several processes ends: the others then lose their connection, or the launcher stops them."
+    if processes() == 1: yield; return
+    def stopped(number, frame): raise RuntimeError("the launcher stops it")
+    before = signal.signal(signal.SIGTERM, stopped)
+    try: yield
+    except RuntimeError as error:
+        raise RuntimeError(f"process {process()} of {processes()} ends in epoch {epoch + 1} ({str(error).splitlines()[0]}); "
+                           f"{epoch} complete epochs are kept, and the same command goes on from there") from error
+    finally: signal.signal(signal.SIGTERM, before)
 
 def fit(
     preset:Preset,              # sizes
@@ -346,9 +354,9 @@ def fit(
     history = load_epoch(folder, core, optimizer)
     for epoch in range(len(history), config.epochs):
         began = time.perf_counter()
-        try: loss = train_epoch(model, optimizer, loader, config, accelerator, seed, epoch, progress and main)
-        except RuntimeError as error: raise one_for_all(accelerator, epoch, error) from error
-        seen = evaluate(core, validation)
+        with one_for_all(epoch):
+            loss = train_epoch(model, optimizer, loader, config, accelerator, seed, epoch, progress and main)
+            seen = evaluate(core, validation)
         history.append(dict(epoch=epoch + 1, loss=loss, top1=seen.top(1), top5=seen.top(5), temperature=1/core.scale.item(),
                             seconds=time.perf_counter() - began))
         if progress and main: print("epoch {epoch:3d}  loss {loss:.3f}  validation top-1 {top1:.3f}  top-5 {top5:.3f}  tau {temperature:.3f}  {seconds:.0f} s".format(**history[-1]), flush=True)

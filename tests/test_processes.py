@@ -142,7 +142,7 @@ def test_a_process_dies(clips, tmp_path):
     began = time.time()
     said, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and time.time() - began < 30
-    assert "1 epochs are kept, and the same command goes on from there" in errors
+    assert "1 complete epochs are kept, and the same command goes on from there" in errors
     assert train(tmp_path/"run", clips, *TORCHRUN)[2] == 0
     assert train(tmp_path/"unbroken", clips, *TORCHRUN)[2] == 0
     run, unbroken = (load_file(tmp_path/f/"model"/"model.safetensors") for f in ("run", "unbroken"))
