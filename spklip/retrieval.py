@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILES', 'Ranks', 'ranks', 'recall_at', 'median_rank', 'chance', 'resampled', 'bootstrap', 'log_binomial', 'recall_in',
-           'similarity', 'search', 'embed_texts', 'identity', 'Index', 'open_index', 'stale', 'claim', 'begun', 'put',
-           'embed_clips', 'build_index']
+           'similarity', 'keep_best', 'search', 'embed_texts', 'identity', 'Index', 'open_index', 'stale', 'claim',
+           'begun', 'put', 'embed_clips', 'build_index', 'classify_stream']
 
 # %% ../nbs/08_retrieval.ipynb #1b4a8a20
 import json
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from .data.datasets import SpikeDataset
+from .data.streams import clip_index
 from .lab.runs import digest, fingerprint, write_json
 from .stcl import SPKLIP
 
@@ -145,23 +146,38 @@ def similarity(
     "Inner products; of unit vectors, cosines."
     return (queries.double() @ gallery.double().T).float()
 
+def keep_best(best:Tensor, rows:Tensor, who:Tensor, values:Tensor, which:Tensor, k:int) -> tuple: # so far [q,m] each; query, value, row of candidates [c], in order -> [q,<=k]
+    "The k best of what was there and what came; of equals the first."
+    counts = torch.bincount(who, minlength=len(best))
+    place = torch.arange(len(who)) - (counts.cumsum(0) - counts)[who]
+    new = values.new_full((len(best), int(counts.max())), -torch.inf); new[who, place] = values
+    at = which.new_full(new.shape, -1); at[who, place] = which
+    best, order = torch.cat([best, new], 1).sort(dim=1, descending=True, stable=True)
+    return best[:, :k], torch.cat([rows, at], 1).gather(1, order)[:, :k]
+
 def search(
     queries:Tensor,    # [q,D]
     gallery,           # array or tensor [n,D], memory-mapped or not
     k:int=10,          # how many are wanted
-    block:int=1 << 16, # rows of the gallery in memory at once
+    block:int=1 << 14, # rows of the gallery in memory at once
 ) -> tuple:            # similarity and row of the k best (or all n), best first, [q,k] each
     "The most similar rows of a gallery; of equals the first. Raises ValueError for sizes that do not fit."
     if k < 1 or block < 1: raise ValueError(f"k={k}, block={block}: at least 1")
     if queries.ndim != 2 or queries.shape[1] != gallery.shape[1]: raise ValueError(f"queries {list(queries.shape)} do not fit a gallery {list(gallery.shape)}")
-    best, rows = queries.new_empty(len(queries), 0, dtype=torch.float32), queries.new_empty(len(queries), 0, dtype=torch.long)
+    if not queries.isfinite().all(): raise ValueError("a query holds what is no finite number")
+    queries, seen = queries.float().cpu(), 0
+    best, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for first in range(0, len(gallery), block):
         part = gallery[first:first + block]
-        if not isinstance(part, Tensor): part = torch.from_numpy(np.array(part)) # now it is in memory
-        best = torch.cat([best, similarity(queries, part)], 1)
-        rows = torch.cat([rows, torch.arange(first, first + len(part)).expand(len(queries), -1)], 1)
-        best, order = best.sort(dim=1, descending=True, stable=True)
-        best, rows = best[:, :k], rows.gather(1, order[:, :k])
+        part = (part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))).float().cpu() # now it is in memory
+        rough = queries @ part.T
+        # 32 bits choose who is looked at, 64 decide: the order must not hang on how a block is summed
+        slack = queries.shape[1]*2**-23*queries.norm(dim=1)*part.norm(dim=1).max()
+        floor = best[:, -1] if seen >= k else rough.topk(min(k, len(part))).values[:, -1]
+        who, which = (rough >= (floor - 2*slack)[:, None]).nonzero(as_tuple=True)
+        exact = [(queries[w].double()*part[r].double()).sum(1).float() for w, r in zip(who.split(1 << 14), which.split(1 << 14))]
+        seen += len(part)
+        if exact: best, rows = keep_best(best, rows, who, torch.cat(exact), which + first, min(k, seen))
     return best, rows
 
 @torch.no_grad()
@@ -196,7 +212,7 @@ class Index:
     files:list            # of the clips, n
     embeddings:np.ndarray # memory-mapped, float32 [n,D]
 
-    def search(self, queries:Tensor, k:int=10, block:int=1 << 16) -> tuple: # [q,D] -> similarity and row, [q,k] each
+    def search(self, queries:Tensor, k:int=10, block:int=1 << 14) -> tuple: # [q,D] -> similarity and row, [q,k] each
         "The k most similar clips."
         return search(queries, self.embeddings, k, block)
 
@@ -292,3 +308,25 @@ def build_index(
     return open_index(folder)
 
 Index.open, Index.build = staticmethod(open_index), staticmethod(build_index)
+
+# %% ../nbs/08_retrieval.ipynb #57e4a002
+@torch.no_grad()
+def classify_stream(
+    model:SPKLIP,        # on any device
+    recording,           # SpikeStream or Recording of the model's size
+    labels:list,         # L sentences
+    window:int=3000,     # frames of a window; the paper's recordings, and ours, have 2,000 to 4,000 (4.1)
+    hop:int|None=None,   # frames from a window to the next; None: half a window
+    batch:int=8,         # windows at once
+):                       # yields first frame, probabilities [L]
+    "Which sentence says what a long recording shows, window by window. Raises ValueError for sizes that do not fit."
+    hop, c, frames = hop or window//2, model.config, len(recording)
+    if (recording.height, recording.width) != (c.height, c.width): raise ValueError(f"{recording.path}: {recording.height} x {recording.width} pixels, the model reads {c.height} x {c.width}")
+    if window < 250 or hop < 1: raise ValueError(f"window={window}, hop={hop}: at least 250 and 1 frames")
+    if frames < window: raise ValueError(f"{recording.path}: {frames:,} frames, a window has {window:,}")
+    text, index, starts = model.eval().encode_text(labels), clip_index(window), range(0, frames - window + 1, hop)
+    for first in range(0, len(starts), batch):
+        some = starts[first:first + batch]
+        clips = torch.from_numpy(np.stack([recording.packed(start + index) for start in some]))
+        found = (model.scale*model.encode_video(clips) @ text.T).softmax(-1).cpu()
+        yield from zip(some, found)

@@ -35,7 +35,7 @@ def test_help_has_an_example_that_parses(name, capsys):
     assert words[0] == "spklip" and cli.parser().parse_args(words[1:]).command == name
 
 def test_all_commands_are_there():
-    assert set(COMMANDS) == {"info", "view", "data", "convert", "slice", "train", "evaluate", "classify", "index", "search", "reproduce"}
+    assert set(COMMANDS) == {"info", "view", "data", "convert", "slice", "train", "evaluate", "classify", "index", "search", "reproduce", "bench"}
 
 def test_help_waits_for_nothing():
     code = "import sys; from spklip.lab.cli import parser; parser().format_help(); print({'torch', 'numpy', 'nbformat'} & set(sys.modules))"

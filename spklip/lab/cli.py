@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PRESETS', 'recording', 'beside', 'info', 'grey', 'mask_for', 'view', 'data', 'check', 'listed', 'clips_of',
-           'convert', 'sources_of', 'slice_', 'train', 'model_at', 'trained', 'evaluate', 'classify', 'asked', 'index',
-           'search', 'save_sheet', 'on_own_data', 'reproduce', 'bench', 'Parser', 'count', 'add', 'of_recording',
-           'how_read', 'of_mask', 'crop', 'of_size', 'looking', 'making', 'converting', 'slicing', 'finding', 'asking',
-           'parser', 'one_line', 'main']
+           'convert', 'sources_of', 'slice_', 'train', 'model_at', 'trained', 'evaluate', 'classify', 'follow',
+           'over_time', 'asked', 'index', 'search', 'save_sheet', 'on_own_data', 'reproduce', 'bench', 'Parser',
+           'count', 'add', 'of_recording', 'how_read', 'of_mask', 'crop', 'of_size', 'looking', 'making', 'converting',
+           'slicing', 'finding', 'asking', 'parser', 'one_line', 'main']
 
 # %% ../../nbs/lab/04_cli.ipynb #2b5659dc
 import argparse, os, sys
@@ -245,19 +245,52 @@ def evaluate(args) -> None:
     for name, value in evaluate(trained(args.model), clips).metrics().items(): print(f"{name:12} {value:.4g}")
 
 def classify(args) -> None:
-    "spklip classify FILE.dat --labels 'a, b': which sentence says what the recording shows?"
+    "spklip classify FILE.dat --labels 'a, b': which sentence says what the recording shows, as one clip or, with --stream, window by window?"
     import torch
     from spklip.data.streams import StreamError, clip_index
     from spklip.camera import unpack
     stream, labels = recording(args), [label.strip() for label in args.labels.split(",") if label.strip()]
     if len(labels) < 2: raise ValueError("--labels wants two sentences or more, with commas between them")
     model = trained(args.model)
+    if args.stream: return follow(args, model, stream, labels)
+    if args.out or args.window or args.hop: raise ValueError("--window, --hop and --out are for --stream")
     if len(stream) < 250: raise StreamError(f"{stream.path}: {len(stream)} frames, a clip needs 250")
     if (model.config.height, model.config.width) != (stream.height, stream.width):
         print(f"note: the model learnt from {model.config.height} x {model.config.width} pixels, this is {stream.height} x {stream.width}", file=sys.stderr)
     clip = unpack(torch.from_numpy(stream.packed(clip_index(len(stream)))), stream.height, stream.width)
     found = model.classify(clip[None], labels)[0].tolist()
     for p, label in sorted(zip(found, labels), reverse=True): print(f"{p:6.1%}  {label}")
+
+# %% ../../nbs/lab/04_cli.ipynb #57e4a003
+def follow(args, model, stream, labels:list) -> None: # Recording, sentences
+    "What `classify --stream` prints: a line whenever the answer changes; every window goes to --out."
+    from tqdm import tqdm
+    from spklip.retrieval import classify_stream
+    out, rate, rows, answer = args.out and Path(args.out), args.rate or stream.rate_hz, [], None
+    if out and out.suffix.lower() not in (".csv", ".png"): raise ValueError(f"{out}: a .csv of every window, or a .png of them all")
+    window = args.window or min(3000, len(stream))
+    say = lambda frame: f"{frame/rate:10.3f} s" if rate else f"frame {frame:10,}"
+    windows = (len(stream) - window)//(args.hop or window//2) + 1
+    try:
+        for start, found in tqdm(classify_stream(model, stream, labels, window, args.hop), total=windows, unit=" windows", leave=False, disable=not sys.stderr.isatty()):
+            rows.append((start, *(round(p, 4) for p in found.tolist())))
+            best = int(found.argmax())
+            if best != answer: answer = best; print(f"{say(start)}  {found[best]:6.1%}  {labels[best]}", flush=True)
+    finally: # of what was interrupted, too
+        if out and rows: over_time(out, rows, labels, rate)
+    print(f"{say(start + window)}  the end: {windows:,} windows of {window:,} frames" + (f", {out}" if out else ""))
+
+def over_time(out:Path, rows:list, labels:list, rate) -> None: # (first frame, probabilities) a row; frames a second, or None
+    "Every window as a line of a table, or as a point of a picture."
+    import csv
+    from spklip.lab.figures import lines
+    from spklip.lab.runs import atomic
+    with atomic(out) as part:
+        if out.suffix.lower() == ".png":
+            start, *found = zip(*rows)
+            lines([s/rate if rate else s for s in start], dict(zip(labels, found)), "s" if rate else "frame", "probability").savefig(part, dpi=100)
+        else:
+            with open(part, "w", newline="") as f: csv.writer(f).writerows([("frame", *labels), *rows])
 
 # %% ../../nbs/lab/04_cli.ipynb #5ea4c002
 def asked(
@@ -509,6 +542,11 @@ def asking(commands) -> None:
     of_recording(p); of_size(p)
     p.add_argument("--labels", required=True, metavar="TEXT,TEXT", help="sentences with commas between them")
     p.add_argument("--model", **model)
+    p.add_argument("--stream", action="store_true", help="slide a window over a recording of any length")
+    p.add_argument("--window", type=count, metavar="FRAMES", help="of a window (3000)")
+    p.add_argument("--hop", type=count, metavar="FRAMES", help="from a window to the next (half a window)")
+    p.add_argument("--rate", type=float, metavar="HZ", help="frames a second, to tell the time")
+    p.add_argument("--out", metavar="FILE", help="probabilities of every window: a .csv, or a .png of them over time")
     p = add(commands, reproduce, "spklip reproduce --preset laptop --only 04_train --seeds 3")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="(laptop)")
     p.add_argument("--only", metavar="NUMBERS", help="notebooks to run instead of all: 04_train is the main one, 05,06 are the spiking encoder and its energy")
