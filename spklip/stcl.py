@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn, Tensor
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
@@ -253,6 +254,7 @@ def visual_encoder(config:SPKLIPConfig) -> tuple: # HSFE and STAR-Net
 # %% ../nbs/03_stcl.ipynb #439f9f50
 class SPKLIP(nn.Module):
     "Spike streams and sentences in one space: HSFE, STAR-Net, BERT, one temperature (section 3, Fig. 1)."
+    frugal = False # compute HSFE's maps again backwards instead of keeping them: a third more time, a fraction of the memory
     def __init__(self, config:SPKLIPConfig=SPKLIPConfig(), tokenizer:Tokenizer|None=None, text:TextEncoder|None=None):
         "`tokenizer` from `learn_wordpiece`, else as `text_encoder` has it; `text`, such as `load_bert` gives, replaces `config.text`."
         super().__init__()
@@ -276,7 +278,8 @@ class SPKLIP(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.logit_scale.dtype
         # batch normalisation must see the whole batch while it learns: MAPResNet has it, and HSFE too where it spikes
         if self.training and self.config.fsve: size = blocks.shape[0]*blocks.shape[1]
-        per_call = self.hsfe if self.training else lambda x: self.star_net.trunk(self.hsfe(x))
+        again = self.frugal and self.training and not self.config.fsve # normalisation would count its statistics twice
+        per_call = (lambda x: checkpoint(self.hsfe, x, use_reentrant=False)) if again else self.hsfe if self.training else lambda x: self.star_net.trunk(self.hsfe(x))
         out = torch.cat([per_call(x.to(dtype, memory_format=torch.channels_last)) for x in blocks.flatten(0, 1).split(size)])
         return (self.star_net.trunk(out) if self.training else out).unflatten(0, blocks.shape[:2])
     def encode_video(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> unit length, [B,D]

@@ -60,6 +60,8 @@ class TrainConfig:
     hold_out:float = 0.05           # share of the training clips that are kept back: what a random split would test on
     bf16:bool = True                # where the device computes in it
     workers:int = 0                 # processes that read clips
+    frugal:bool|None = None         # True: HSFE's maps are computed again backwards instead of kept; None, not False: runs of before keep their names
+    compiled:bool|None = None       # True: HSFE and the trunk through torch.compile, for GPUs
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 2: raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: at least 1 and 2")
@@ -350,6 +352,8 @@ def fit(
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=train.height, width=train.width), train, start).to(accelerator.device)
     if processes() > 1: join_norms(core)
+    core.frugal = bool(config.frugal)
+    if config.compiled: core.hsfe.compile(); core.star_net.trunk.compile()
     model, optimizer = accelerator.prepare(core, make_optimizer(core, config))
     history = load_epoch(folder, core, optimizer)
     for epoch in range(len(history), config.epochs):

@@ -235,3 +235,18 @@ def test_basic_block_of_few_channels_learns_as_in_64_bits():
     block(x).square().sum().backward(); exact(x.double()).square().sum().backward()
     for p, q in zip(block.parameters(), exact.parameters()): assert torch.allclose(p.grad.double(), q.grad, rtol=1e-3, atol=1e-2)
     assert block(x).shape == (80, 8, 4, 5)
+
+
+def test_frugal():
+    "HSFE computed again backwards: the same loss and gradients to the last bit of what float32 adds up."
+    found = {}
+    for frugal in (False, True):
+        torch.manual_seed(0)
+        model = build(small()).train()
+        model.frugal = frugal
+        for layer in model.star_net.temporal.layers: layer.eval() # no dropout
+        video = model.encode_video((torch.rand(3, 250, 24, 32, generator=torch.Generator().manual_seed(1)) < .06).to(torch.uint8))
+        (video @ torch.arange(video.shape[1], dtype=torch.float32)).sum().backward()
+        found[frugal] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None} | {n: b for n, b in model.named_buffers() if "running" in n}
+    assert found[True].keys() == found[False].keys() and any("hsfe" in n for n in found[True])
+    for name, value in found[False].items(): torch.testing.assert_close(found[True][name], value, rtol=1e-5, atol=1e-6)

@@ -173,3 +173,15 @@ def test_presets_keep_every_part_on():
         model = preset_of(name).model
         assert model.hsfe.masks and model.hsfe.attention and model.hsfe.n_blocks == 5 and model.star_net.temporal_layers >= 1 and model.text.layers >= 2
     assert preset_of("paper").train.lr == 2e-5 and preset_of("paper").train.batch_size == 8 and preset_of("paper").train.epochs == 30
+
+
+def test_frugal_and_compiled(tmp_path, monkeypatch):
+    "Options of a training: both reach the model, and runs without them keep the name they had."
+    seen = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: seen.append(type(module).__name__))
+    preset = preset_of("smoke")
+    data = generate(replace(preset.scenes, train=16, validation=4, test=4), tmp_path/"data", progress=False)
+    monkeypatch.setattr("spklip.train.train_epoch", lambda model, *more: seen.append(model.frugal) or 0.)
+    fit(replace(preset, train=replace(preset.train, epochs=1, batch_size=8, frugal=True, compiled=True)), data, tmp_path/"run", progress=False)
+    assert seen == ["HSFE", "MAPResNet", True]
+    assert "frugal" not in runs.plain(TrainConfig()) and runs.plain(replace(TrainConfig(), frugal=True))["frugal"]

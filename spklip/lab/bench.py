@@ -221,7 +221,7 @@ def rendering(folder:Path, small:bool, device:str) -> Case:
     return Case(f"paint {radius.shape[1]} capsules into {frames} frames of {size[0]} x {size[1]}", lambda: paint(wall.clone(), ends, radius, shade),
                 lambda: by_distance(wall.cpu().numpy(), ends, radius, shade), "numpy, each capsule over the whole frame", frames, "frames", close=2e-3, runs=3)
 
-# %% ../../nbs/lab/08_bench.ipynb #8b9673ef
+# %% ../../nbs/lab/08_bench.ipynb #f24482fb
 def model_of(size:str, device:str) -> tuple: # SPKLIP, clips in a batch
     "An untrained model of a preset's size."
     from spklip.train import preset_of # here, because accelerate takes a second to import
@@ -233,21 +233,22 @@ def some_clips(model:SPKLIP, n:int) -> torch.Tensor: # packed, on the CPU, [n,T,
     c, rng = model.config, np.random.default_rng(0)
     return torch.from_numpy(np.packbits(rng.random((n, -(-c.hsfe.frames//10)*10, c.height*c.width), np.float32) < .06, axis=-1, bitorder="little"))
 
-def encoding(folder:Path, small:bool, device:str, size:str="laptop") -> Case:
+def encoding(folder:Path, small:bool, device:str, size:str="laptop", bf16:bool=False) -> Case:
     "Clips to embeddings."
     size = "smoke" if small else size
     model, batch = model_of(size, device)
     n = 4 if small else batch if device != "cpu" or size != "paper" else 1
     packed = some_clips(model.eval(), n)
-    ours = torch.inference_mode()(lambda: model.encode_video(packed))
+    def ours():
+        with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16): return model.encode_video(packed)
     plain = torch.inference_mode()(lambda: encode_by_loop(model.to(memory_format=torch.contiguous_format), model.spikes(packed)))
     def reference():
         try: return plain()
         finally: model.to(memory_format=torch.channels_last)
-    return Case(f"encode {n} clips of {model.config.height} x {model.config.width}, {size} model", ours, reference, "clip, sub-block and branch one at a time, float32",
-                n, "clips", operations=2*n*macs(model.config), close=1e-4, runs=3 if size == "paper" else 7)
+    return Case(f"encode {n} clips of {model.config.height} x {model.config.width}, {size} model{', bf16' if bf16 else ''}", ours, reference, "clip, sub-block and branch one at a time, float32",
+                n, "clips", operations=2*n*macs(model.config), close=1e-2 if bf16 else 1e-4, runs=3 if size == "paper" else 7)
 
-# %% ../../nbs/lab/08_bench.ipynb #47574aba
+# %% ../../nbs/lab/08_bench.ipynb #eafe19ae
 def plain_features(model:SPKLIP, spikes:torch.Tensor) -> torch.Tensor: # [B,N,D]
     "HSFE one sub-block and one branch at a time; the trunk sees all, as its batch normalisation asks."
     hsfe, blocks = model.hsfe, sub_blocks(spikes.float(), model.config.hsfe)
@@ -266,12 +267,13 @@ def a_step(model:SPKLIP, embed:Callable, bf16:bool, kind:str) -> Callable: # () 
         return loss
     return step
 
-def training(folder:Path, small:bool, device:str, size:str="laptop") -> Case:
+def training(folder:Path, small:bool, device:str, size:str="laptop", frugal:bool=False) -> Case:
     "A step of a batch."
     from spklip.train import has_bf16
     size = "smoke" if small else size
     model, batch = model_of(size, device)
-    n = 4 if small else batch if device != "cpu" or size != "paper" else 2
+    n = 4 if small else batch if device != "cpu" or size != "paper" else 1 if frugal else 2
+    model.frugal = frugal
     packed, words, kind = some_clips(model.train(), n), [f"a person waves {'again '*i}" for i in range(n)], torch.device(device).type
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout): part.p = 0. # the two could not agree
@@ -283,7 +285,7 @@ def training(folder:Path, small:bool, device:str, size:str="laptop") -> Case:
         model.to(memory_format=torch.contiguous_format)
         try: return step()
         finally: model.to(memory_format=torch.channels_last)
-    return Case(f"train on {n} clips of {model.config.height} x {model.config.width}, {size} model", ours, reference, "sub-block and branch one at a time, float32",
+    return Case(f"train on {n} clips of {model.config.height} x {model.config.width}, {size} model{', HSFE computed twice' if frugal else ''}", ours, reference, "sub-block and branch one at a time, float32",
                 n, "clips", operations=6*n*macs(model.config), close=.05, runs=3 if size == "paper" else 7)
 
 # %% ../../nbs/lab/08_bench.ipynb #9be86ff1
@@ -341,15 +343,15 @@ def searching(folder:Path, small:bool, device:str, n:int=100_000) -> Case:
     return Case(f"the 10 nearest of {n:,} for 64 queries, {dim} dimensions", lambda: search(queries, gallery, 10), reference, "all inner products, sorted",
                 64, "queries", 4*n*dim, 2*64*n*dim, close=1e-5, runs=3)
 
-# %% ../../nbs/lab/08_bench.ipynb #db3ddb3b
+# %% ../../nbs/lab/08_bench.ipynb #3493e1a7
 CASES = { # name -> folder, small, device -> Case
     "decode": decoding, "windows": windows, "load": loading, "load, 2 workers": lambda *a: loading(*a, workers=2),
     "simulate": simulation, "tfi": intervals, "render": rendering,
     "encode, laptop": encoding, "train, laptop": training,
-    "encode, paper": lambda *a: encoding(*a, size="paper"), "train, paper": lambda *a: training(*a, size="paper"),
+    "encode, paper": lambda *a: encoding(*a, size="paper"), "encode, paper, bf16": lambda *a: encoding(*a, size="paper", bf16=True), "train, paper": lambda *a: training(*a, size="paper"), "train, paper, frugal": lambda *a: training(*a, size="paper", frugal=True),
     "lif, 4 steps": firing, "lif, 16 steps": lambda *a: firing(*a, steps=16),
     "search": searching, "search, a million": lambda *a: searching(*a, n=1_000_000)}
-GPU = "decode", "load", "load, 2 workers", "simulate", "tfi", "render", "encode, laptop", "train, laptop", "encode, paper", "train, paper", "lif, 4 steps", "lif, 16 steps"
+GPU = "decode", "load", "load, 2 workers", "simulate", "tfi", "render", "encode, laptop", "train, laptop", "encode, paper", "encode, paper, bf16", "train, paper", "train, paper, frugal", "lif, 4 steps", "lif, 16 steps"
 
 def measured(
     name:str,           # of the case
@@ -374,7 +376,7 @@ def measured(
                          bytes=case.bytes, operations=case.operations, **share, apart=off if who == "reference" else None))
     return rows
 
-# %% ../../nbs/lab/08_bench.ipynb #92931070
+# %% ../../nbs/lab/08_bench.ipynb #bb438260
 def bench(
     only:list|None=None, # beginnings of the cases' names; None: all
     small:bool=False,    # small sizes, to try it
@@ -382,7 +384,8 @@ def bench(
     tell:Callable=print, # what to do with a line
 ) -> tuple:              # rows, rates of the machine
     "Time the cases one after the other. Raises ValueError for a name that no case has."
-    known = [name for name in CASES if device == "cpu" or name in GPU]
+    from spklip.train import has_bf16
+    known = [name for name in CASES if (device == "cpu" or name in GPU) and ("bf16" not in name or has_bf16(torch.device(device)))]
     if unknown := [o for o in only or [] if not any(name.startswith(o) for name in known)]: raise ValueError(f"no case {unknown[0]!r}: {', '.join(known)}")
     chosen = [name for name in known if not only or any(name.startswith(o) for o in only)]
     rates, rows = machine_rates(device, 512 if small else 2048 if device == "cpu" else 8192), []
