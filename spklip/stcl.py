@@ -269,7 +269,7 @@ class SPKLIP(nn.Module):
         return self.logit_scale.clamp(max=math.log(100)).exp()
 
     def spikes(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> spikes, on the model's device
-        return as_spikes(video.to(self.logit_scale.device), self.config)
+        return as_spikes(video.to(self.logit_scale.device, non_blocking=True), self.config)
 
     def features(self, video:Tensor) -> Tensor: # -> one vector a sub-block, [B,N,D]
         "What MAPResNet says of each sub-block; micro-batched in HSFE, and through the trunk too where it does not train."

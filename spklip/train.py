@@ -39,7 +39,7 @@ from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
 from .lab.processes import Share, from_all, join_norms, joined, process, processes, share_of
-from .lab.runs import cached, digest, fingerprint, is_finished, run_folder, side_by_side
+from .lab.runs import cached, digest, fingerprint, is_finished, one_thread, run_folder, side_by_side
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, spiking
 
@@ -139,10 +139,11 @@ def augment(
     flips = [rng.random() < config.flip for _ in range(whole)]
     shifts = [[round(rng.uniform(-config.shift, config.shift)*n) for n in (H, W)] for _ in range(whole)]
     flips, shifts = flips[share_of(whole)], shifts[share_of(whole)]
-    for clip, target, flip, shift in zip(spikes, out, flips, shifts):
-        rows, columns = ((torch.arange(n, device=spikes.device) + s).clamp(0, n - 1) for n, s in zip((H, W), shift))
-        if flip: columns = columns.flip(0)
-        torch.index_select(clip.index_select(1, rows), 2, columns, out=target)
+    with one_thread(): # several take five times as long, for so little each
+        for clip, target, flip, shift in zip(spikes, out, flips, shifts):
+            rows, columns = ((torch.arange(n, device=spikes.device) + s).clamp(0, n - 1) for n, s in zip((H, W), shift))
+            if flip: columns = columns.flip(0)
+            torch.index_select(clip.index_select(1, rows), 2, columns, out=target)
     return out, flips
 
 # %% ../nbs/04_train.ipynb #3b874d17

@@ -113,13 +113,18 @@ def finished() -> list[dict]: # name, seconds, config, result of each
     return found
 
 # %% ../../nbs/lab/01_runs.ipynb #55259c68
-def alone(name, work, arguments): # -> name
-    "A job with one thread; how many there were before is how many there are after."
+@contextmanager
+def one_thread():
+    "For jobs side by side, and for many small operations; how many threads there were before is how many there are after."
     import torch # only who works pays for the import
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: work(*arguments)
+    try: yield
     finally: torch.set_num_threads(threads)
+
+def alone(name, work, arguments): # -> name
+    "A job with one thread."
+    with one_thread(): work(*arguments)
     return name
 
 # %% ../../nbs/lab/01_runs.ipynb #0adbd54a
