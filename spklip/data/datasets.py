@@ -170,13 +170,16 @@ def derive(
         if read_metadata(folder) != rows: raise ValueError(f"{folder} is there and holds other rows: remove it or give another name")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.parent.resolve()/f".{folder.name}.part" # as deep as the folder will be, so that links stay true
+    part = folder.parent.resolve()/f".{folder.name}.{os.getpid()}.part" # as deep as the folder will be, so that links stay true
     shutil.rmtree(part, ignore_errors=True)
     for r in rows:
         link = part/r["file"]; link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath((source/r["file"]).resolve(strict=True), link.parent))
     write_metadata(part, rows)
-    part.rename(folder)
+    try: part.rename(folder)
+    except OSError: # another process was first
+        shutil.rmtree(part)
+        if not (folder/METADATA).is_file(): raise
     return folder
 
 # %% ../../nbs/data/01_datasets.ipynb #1828eac2

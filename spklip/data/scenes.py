@@ -7,7 +7,7 @@ __all__ = ['DOMAINS', 'BONES', 'ANCHORS', 'WALLS', 'DECOR', 'SWAPPED', 'AT_ONCE'
            'RICH_VERSION', 'settle', 'SpikeActions', 'actor', 'dress', 'rotate', 'skeleton', 'place', 'Take', 'take',
            'enrich', 'timing', 'figure', 'actor_capsules', 'heading', 'mirrored', 'frame_capsules', 'camera_path',
            'paint', 'read_frames', 'draw', 'expose', 'at_once', 'render', 'caption', 'traits', 'settings_of',
-           'fingerprint', 'describe', 'claim', 'generate']
+           'fingerprint', 'describe', 'claim', 'generate', 'fill']
 
 # %% ../../nbs/data/02_scenes.ipynb #ee97efec
 import hashlib, json, time
@@ -16,6 +16,7 @@ from functools import lru_cache, wraps
 from pathlib import Path
 
 import numpy as np, torch
+from filelock import FileLock
 from torch import Tensor
 
 from ..camera import SensorNoise, simulate
@@ -726,6 +727,12 @@ def generate(
     folder = Path(folder)
     claim(config, folder)
     if (folder/METADATA).exists(): return folder
+    with FileLock(folder/".lock"): fill(config, folder, progress, device)
+    return folder
+
+def fill(config, folder, progress, device): # by one process at a time
+    "Write what is not there yet."
+    if (folder/METADATA).exists(): return
     for left in folder.rglob(".*.part"): left.unlink()  # what an interruption left half written
     rows = [describe(config, i) for i in range(len(config))]
     for sub in {Path(r["file"]).parent for r in rows}: (folder/sub).mkdir(parents=True, exist_ok=True)
@@ -739,4 +746,3 @@ def generate(
             print(f"\rSpikeActions: {len(rows) - len(todo) + done:,} of {len(rows):,} clips, {rate:.0f} a second, {(len(todo) - done)/rate:.0f} s left ", end="", flush=True)
     if progress: print()
     write_metadata(folder, rows)
-    return folder

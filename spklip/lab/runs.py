@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Callable
+from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
 from .notebooks import root
 
@@ -93,14 +94,16 @@ def cached(
     config:Any,                     # its whole configuration, data identity included
     make:Callable[[Path], Any],     # does the work in the folder it is given, returns what JSON can hold
 ) -> Any:                           # what it returned, now or then
-    "The result of a run: read when it is there, made when it is not. An interrupted run gets its folder again."
+    "The result of a run: read when it is there, made when it is not. An interrupted run gets its folder again; of two at once, one waits for the other's."
     folder = run_folder(name, config)
     done = folder/"done.json"
     if not is_finished(name, config):
         write_json(folder/"config.json", plain(config))
-        start = time.time()
-        result = make(folder)
-        write_json(done, {"result": result, "seconds": round(time.time() - start, 1)})
+        with FileLock(folder/".lock"):
+            if not is_finished(name, config): # nobody made it while this one waited
+                start = time.time()
+                result = make(folder)
+                write_json(done, {"result": result, "seconds": round(time.time() - start, 1)})
     return json.loads(done.read_text())["result"]
 
 # %% ../../nbs/lab/01_runs.ipynb #127a6e80
