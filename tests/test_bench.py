@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spklip.camera import tfi
-from spklip.lab.bench import CASES, GPU, Case, apart, bench, by_frames, by_running_extremes, changes, measured, write_bench
+from spklip.bench import CASES, GPU, Case, apart, bench, by_frames, by_running_extremes, changes, measured, write_bench
 from spklip.lab.cli import main
 
 RATES = dict(copy=1e9, float32=1e9, bfloat16=1e9)

@@ -377,7 +377,7 @@ def reproduce(args) -> None:
 def bench(args) -> None:
     "spklip bench: time every part beside the plainest code for the same, and beside other libraries that are installed."
     import pandas as pd
-    from spklip.lab.bench import bench, changes, write_bench
+    from spklip.bench import bench, changes, write_bench
     from spklip.lab.notebooks import root
     earlier = pd.read_csv(args.against) if args.against else None
     rows, rates = bench(args.only and args.only.split(","), args.small, args.device, lambda line: print(line, flush=True))
