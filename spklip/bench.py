@@ -42,6 +42,7 @@ class Case:
     bytes:float=0            # that must be moved at least, read and written; 0: not what limits it
     operations:float=0       # that must be done, a multiply-add is two; 0: likewise
     peers:dict=field(default_factory=dict) # library -> () -> whatever it gives
+    bf16:bool=False          # ours computes in it, so its rate is what to compare with
     close:float=0            # largest difference of the results that rounding explains
     runs:int=7               # of each
 
@@ -86,13 +87,15 @@ def machine_rates(
     size:int=2048,   # of the square matrices
     runs:int=9,
 ) -> dict:           # copy: bytes a second, read and written; float32, bfloat16: operations a second
-    "What this machine does when it only copies, or only multiplies matrices."
+    "What this machine does when it only copies, or only multiplies: matrices or, where their library is the better one, a plain convolution."
     one = torch.ones(64 << 20, dtype=torch.uint8, device=device); other = torch.empty_like(one)
     best = lambda call: min(seconds(call, device) for _ in range(runs))
     found = dict(copy=2*one.numel()/best(lambda: other.copy_(one)))
     for kind in (torch.float32, torch.bfloat16):
-        a = torch.rand(size, size, device=device).to(kind)
-        found[str(kind).removeprefix("torch.")] = 2*size**3/best(lambda: a @ a)
+        a, maps, weights = (torch.rand(s, device=device).to(kind) for s in ((size, size), (8, 64, size//16, size//16), (64, 64, 3, 3)))
+        maps = maps.to(memory_format=torch.channels_last)
+        by_product, by_convolution = 2*size**3/best(lambda: a @ a), 2*9*64*maps.numel()/best(lambda: F.conv2d(maps, weights, padding=1))
+        found[str(kind).removeprefix("torch.")] = max(by_product, by_convolution)
     return found
 
 # %% ../nbs/13_bench.ipynb #75846e45
@@ -246,7 +249,7 @@ def encoding(folder:Path, small:bool, device:str, size:str="laptop", bf16:bool=F
         try: return plain()
         finally: model.to(memory_format=torch.channels_last)
     return Case(f"encode {n} clips of {model.config.height} x {model.config.width}, {size} model{', bf16' if bf16 else ''}", ours, reference, "clip, sub-block and branch one at a time, float32",
-                n, "clips", operations=2*n*macs(model.config), close=1e-2 if bf16 else 1e-4, runs=3 if size == "paper" else 7)
+                n, "clips", operations=2*n*macs(model.config), bf16=bf16, close=1e-2 if bf16 else 1e-4, runs=3 if size == "paper" else 7)
 
 # %% ../nbs/13_bench.ipynb #eafe19ae
 def plain_features(model:SPKLIP, spikes:torch.Tensor) -> torch.Tensor: # [B,N,D]
@@ -286,7 +289,7 @@ def training(folder:Path, small:bool, device:str, size:str="laptop", frugal:bool
         try: return step()
         finally: model.to(memory_format=torch.channels_last)
     return Case(f"train on {n} clips of {model.config.height} x {model.config.width}, {size} model{', HSFE computed twice' if frugal else ''}", ours, reference, "sub-block and branch one at a time, float32",
-                n, "clips", operations=6*n*macs(model.config), close=.05, runs=3 if size == "paper" else 7)
+                n, "clips", operations=6*n*macs(model.config), bf16=has_bf16(torch.device(device)), close=.05, runs=3 if size == "paper" else 7)
 
 # %% ../nbs/13_bench.ipynb #9be86ff1
 def other_neurons() -> dict: # library -> LIF with eq. 7's constants, of [T,...]
@@ -370,7 +373,7 @@ def measured(
     ours, rows = median(took["spklip"]), []
     for who, times in took.items():
         middle = median(times)
-        share = dict(of_copy=case.bytes/middle/rates["copy"] or None, of_matrix=case.operations/middle/rates["float32" if device == "cpu" else "bfloat16"] or None)
+        share = dict(of_copy=case.bytes/middle/rates["copy"] or None, of_matrix=case.operations/middle/rates["bfloat16" if case.bf16 and who == "spklip" else "float32"] or None)
         rows.append(dict(case=name, what=case.what, who=who, how=case.plainly if who == "reference" else "", ms=1e3*middle, least=1e3*min(times), most=1e3*max(times),
                          runs=case.runs, per_second=case.count/middle, unit=case.unit, ratio=middle/ours, MB=peak_memory(calls[who], device),
                          bytes=case.bytes, operations=case.operations, **share, apart=off if who == "reference" else None))
@@ -435,12 +438,12 @@ def as_markdown(
     rows:list,  # from `bench`
 ) -> str:
     "A line a case."
-    lines, table = ["| | spklip | runs from - to | peak MB | of copy | of matrix | the reference takes | which is | others take |", "|---|---|---|---|---|---|---|---|---|"], pd.DataFrame(rows)
+    lines, table = ["| | spklip | runs from - to | peak MB | of copying | of multiplying | the reference takes | which is | others take |", "|---|---|---|---|---|---|---|---|---|"], pd.DataFrame(rows)
     percent = lambda x: f"{100*x:.0f} %" if x and not pd.isna(x) else ""
     for name in table.case.unique():
         those = table[table.case == name].to_dict("records")
         ours, reference, *peers = those
-        lines.append(f"| {ours['what']} | {ours['ms']:.3g} ms | {ours['least']:.3g} - {ours['most']:.3g} | {'' if pd.isna(ours['MB']) else format(ours['MB'], ',.0f')} | {percent(ours['of_copy'])} | "
+        lines.append(f"| {ours['what']} | {ours['ms']:,.4g} ms | {ours['least']:,.4g} - {ours['most']:,.4g} | {'' if pd.isna(ours['MB']) else format(ours['MB'], ',.0f')} | {percent(ours['of_copy'])} | "
                      f"{percent(ours['of_matrix'])} | {reference['ratio']:.2f} x | {reference['how']} | " + ", ".join(f"{p['who']} {p['ratio']:.2f} x" for p in peers) + " |")
     return "\n".join(lines)
 
