@@ -44,7 +44,7 @@ class Case:
     peers:dict=field(default_factory=dict) # library -> () -> whatever it gives
     bf16:bool=False          # ours computes in it, so its rate is what to compare with
     close:float=0            # largest difference of the results that rounding explains
-    runs:int=7               # of each
+    runs:int=7               # of each, at least
 
 def apart(
     ours, # tensor, array, or a tuple of them
@@ -367,15 +367,15 @@ def measured(
     if not (off := apart(case.ours(), case.reference())) <= case.close:
         raise ValueError(f"{name}: ours and the reference are {off:g} apart, {case.close:g} at most was expected")
     for call in case.peers.values(): call()
-    took = {who: [] for who in calls}
-    for _ in range(case.runs):
+    took, runs = {who: [] for who in calls}, min(41, max(case.runs, round(1/seconds(case.ours, device)))) # a second of ours, where that is many
+    for _ in range(runs):
         for who, call in calls.items(): took[who].append(seconds(call, device))
     ours, rows = median(took["spklip"]), []
     for who, times in took.items():
         middle = median(times)
         share = dict(of_copy=case.bytes/middle/rates["copy"] or None, of_matrix=case.operations/middle/rates["bfloat16" if case.bf16 and who == "spklip" else "float32"] or None)
         rows.append(dict(case=name, what=case.what, who=who, how=case.plainly if who == "reference" else "", ms=1e3*middle, least=1e3*min(times), most=1e3*max(times),
-                         runs=case.runs, per_second=case.count/middle, unit=case.unit, ratio=middle/ours, MB=peak_memory(calls[who], device),
+                         runs=runs, per_second=case.count/middle, unit=case.unit, ratio=middle/ours, MB=peak_memory(calls[who], device),
                          bytes=case.bytes, operations=case.operations, **share, apart=off if who == "reference" else None))
     return rows
 
