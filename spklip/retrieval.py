@@ -155,6 +155,7 @@ def keep_best(best:Tensor, rows:Tensor, who:Tensor, values:Tensor, which:Tensor,
     best, order = torch.cat([best, new], 1).sort(dim=1, descending=True, stable=True)
     return best[:, :k], torch.cat([rows, at], 1).gather(1, order)[:, :k]
 
+# %% ../nbs/08_retrieval.ipynb #57e4a004
 def search(
     queries:Tensor,    # [q,D]
     gallery,           # array or tensor [n,D], memory-mapped or not

@@ -333,6 +333,7 @@ def one_for_all(epoch:int): # counts from 0
                            f"{epoch} complete epochs are kept, and the same command goes on from there") from error
     finally: signal.signal(signal.SIGTERM, before)
 
+# %% ../nbs/04_train.ipynb #9d0c5e03
 def fit(
     preset:Preset,              # sizes
     data:str|Path,              # folder of a data set

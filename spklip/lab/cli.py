@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'PRESETS', 'recording', 'beside', 'info', 'grey', 'mask_for'
            'convert', 'sources_of', 'slice_', 'train', 'model_at', 'trained', 'evaluate', 'classify', 'follow',
            'over_time', 'asked', 'index', 'search', 'save_sheet', 'on_own_data', 'reproduce', 'bench', 'Parser',
            'count', 'add', 'of_recording', 'how_read', 'of_mask', 'crop', 'of_size', 'looking', 'making', 'converting',
-           'slicing', 'finding', 'asking', 'parser', 'one_line', 'main']
+           'slicing', 'finding', 'asking', 'timing', 'parser', 'one_line', 'main']
 
 # %% ../../nbs/lab/04_cli.ipynb #2b5659dc
 import argparse, os, sys
@@ -525,7 +525,7 @@ def finding(commands) -> None:
 
 # %% ../../nbs/lab/04_cli.ipynb #ab7e87fe
 def asking(commands) -> None:
-    "train, evaluate, classify, reproduce, bench."
+    "train, evaluate, classify, reproduce."
     p = add(commands, train, "spklip train --preset laptop --data data/actions --out runs/mine")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="sizes and schedule (laptop)")
     p.add_argument("--data", required=True, metavar="FOLDER", help="a data set")
@@ -555,6 +555,10 @@ def asking(commands) -> None:
     p.add_argument("--data", metavar="FOLDER", help="a data set of your own instead of SpikeActions; {seed} in it stands for the seed")
     p.add_argument("--start", metavar="MODEL", help="folder of a model to start from, instead of from scratch")
     p.add_argument("--name", help="of the tables and figures (the data set's)")
+
+# %% ../../nbs/lab/04_cli.ipynb #57e4a007
+def timing(commands) -> None:
+    "bench."
     p = add(commands, bench, "spklip bench --against outputs/bench/bench.csv")
     p.add_argument("--only", metavar="NAME,NAME", help="cases to time: beginnings of their names, such as decode,search (all)")
     p.add_argument("--small", action="store_true", help="small sizes, to try it in a minute")
@@ -568,7 +572,7 @@ def parser() -> Parser:
                  epilog="spklip COMMAND --help shows an example of each.")
     top.add_argument("--debug", action="store_true", help="show where an error came from")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    looking(commands); making(commands); converting(commands); slicing(commands); finding(commands); asking(commands)
+    looking(commands); making(commands); converting(commands); slicing(commands); finding(commands); asking(commands); timing(commands)
     return top
 
 # %% ../../nbs/lab/04_cli.ipynb #534a1042

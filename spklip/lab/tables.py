@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'T95', 'PACKAGES', 'verdict', 'row', 'difference', 'plus_minus', 'as_markdown', 'installed', 'commit',
-           'machine', 'Results', 'read_table']
+           'machine', 'Results', 'says', 'read_table']
 
 # %% ../../nbs/lab/02_tables.ipynb #c6b8b7d7
 import json, os, platform, subprocess
@@ -148,15 +148,6 @@ class Results:
         with atomic(path) as part: figure.savefig(part, dpi=dpi, bbox_inches="tight", metadata={"Software": None})
         return path
 
-    def says(self,
-        name:str,      # file name without ending
-        text:str,      # markdown: what follows from the numbers
-    ):                 # the same, to be shown as a cell's value
-        "Write words/NAME.md."
-        from IPython.display import Markdown # only notebooks say something
-        with atomic(self.folder/"words"/f"{name}.md") as part: part.write_text(text + "\n", encoding="utf8")
-        return Markdown(text)
-
     def manifest(self,
         notebook:str,      # its name: "04_train"
         seeds=(0,),        # those used
@@ -170,6 +161,19 @@ class Results:
         kept[notebook] = {**commit(), **machine(device), "seeds": list(seeds), "seconds": round(seconds, 1), **more, "packages": installed()}
         write_json(path, dict(sorted(kept.items())))
         return kept[notebook]
+
+# %% ../../nbs/lab/02_tables.ipynb #57e4a006
+def says(
+    results:Results,
+    name:str, # file name without ending
+    text:str, # markdown: what follows from the numbers
+):            # the same, to be shown as a cell's value
+    "Write words/NAME.md."
+    from IPython.display import Markdown # only notebooks say something
+    with atomic(results.folder/"words"/f"{name}.md") as part: part.write_text(text + "\n", encoding="utf8")
+    return Markdown(text)
+
+Results.says = says
 
 # %% ../../nbs/lab/02_tables.ipynb #547ed16b
 def read_table(
