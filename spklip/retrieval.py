@@ -150,7 +150,7 @@ def keep_best(best:Tensor, rows:Tensor, who:Tensor, values:Tensor, which:Tensor,
     "The k best of what was there and what came; of equals the first."
     counts = torch.bincount(who, minlength=len(best))
     place = torch.arange(len(who)) - (counts.cumsum(0) - counts)[who]
-    new = values.new_full((len(best), int(counts.max())), -torch.inf); new[who, place] = values
+    new = values.new_full((len(best), max(counts.tolist(), default=k)), -torch.inf); new[who, place] = values
     at = which.new_full(new.shape, -1); at[who, place] = which
     best, order = torch.cat([best, new], 1).sort(dim=1, descending=True, stable=True)
     return best[:, :k], torch.cat([rows, at], 1).gather(1, order)[:, :k]
@@ -160,7 +160,7 @@ def search(
     queries:Tensor,    # [q,D]
     gallery,           # array or tensor [n,D], memory-mapped or not
     k:int=10,          # how many are wanted
-    block:int=1 << 14, # rows of the gallery in memory at once
+    block:int=1 << 12, # rows of the gallery in memory at once
 ) -> tuple:            # similarity and row of the k best (or all n), best first, [q,k] each
     "The most similar rows of a gallery; of equals the first. Raises ValueError for sizes that do not fit."
     if k < 1 or block < 1: raise ValueError(f"k={k}, block={block}: at least 1")
@@ -171,14 +171,16 @@ def search(
     for first in range(0, len(gallery), block):
         part = gallery[first:first + block]
         part = (part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))).float().cpu() # now it is in memory
-        rough = queries @ part.T
+        rough, lengths = queries @ part.T, part.norm(dim=1)
+        if not lengths.isfinite().all(): raise ValueError(f"row {first + int((~lengths.isfinite()).nonzero()[0])} of the gallery holds what is no finite number, or too large a one")
         # 32 bits choose who is looked at, 64 decide: the order must not hang on how a block is summed
-        slack = queries.shape[1]*2**-23*queries.norm(dim=1)*part.norm(dim=1).max()
+        slack = queries.shape[1]*2**-23*queries.norm(dim=1)*lengths.max()
         floor = best[:, -1] if seen >= k else rough.topk(min(k, len(part))).values[:, -1]
         who, which = (rough >= (floor - 2*slack)[:, None]).nonzero(as_tuple=True)
-        exact = [(queries[w].double()*part[r].double()).sum(1).float() for w, r in zip(who.split(1 << 14), which.split(1 << 14))]
+        if len(who)*64 > rough.numel(): exact = similarity(queries, part)[who, which] # many tie: all at once is quicker than pair by pair
+        else: exact = torch.cat([(queries[w].double()*part[r].double()).sum(1).float() for w, r in zip(who.split(1 << 14), which.split(1 << 14))])
         seen += len(part)
-        if exact: best, rows = keep_best(best, rows, who, torch.cat(exact), which + first, min(k, seen))
+        best, rows = keep_best(best, rows, who, exact, which + first, min(k, seen))
     return best, rows
 
 @torch.no_grad()
@@ -213,7 +215,7 @@ class Index:
     files:list            # of the clips, n
     embeddings:np.ndarray # memory-mapped, float32 [n,D]
 
-    def search(self, queries:Tensor, k:int=10, block:int=1 << 14) -> tuple: # [q,D] -> similarity and row, [q,k] each
+    def search(self, queries:Tensor, k:int=10, block:int=1 << 12) -> tuple: # [q,D] -> similarity and row, [q,k] each
         "The k most similar clips."
         return search(queries, self.embeddings, k, block)
 

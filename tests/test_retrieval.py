@@ -148,6 +148,20 @@ def test_search_by_blocks_is_the_full_sort(n, k, block, levels, seed):
     scores, rows = search(queries, gallery, k, block)
     assert torch.equal(rows, order) and torch.equal(scores, full.gather(1, order))
 
+@pytest.mark.parametrize("kind", ["few look alike", "each three times", "all tie", "better and better"])
+@pytest.mark.parametrize("block", [700, 1 << 12])
+def test_search_of_many_is_the_full_sort(kind, block):
+    "Where few rows are candidates they are scored one by one, where many are, all at once; nobody can tell."
+    gallery = torch.nn.functional.normalize(torch.randn(6000, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    queries = gallery[:3] + 0.1
+    if kind == "each three times": gallery = gallery[:2000].repeat(3, 1)
+    if kind == "all tie": gallery = gallery[:1].repeat(6000, 1)
+    if kind == "better and better": gallery = gallery[(gallery @ queries[0]).argsort()]
+    full = similarity(queries, gallery)
+    order = full.sort(dim=1, descending=True, stable=True)[1][:, :7]
+    scores, rows = search(queries, gallery.numpy(), 7, block)
+    assert torch.equal(rows, order) and torch.equal(scores, full.gather(1, order))
+
 def test_search_reads_one_block_at_a_time(tmp_path):
     "A gallery that is memory-mapped is touched in pieces of a block's size only."
     np.save(tmp_path/"g.npy", np.random.default_rng(0).standard_normal((1000, 8)).astype(np.float32))
@@ -162,6 +176,10 @@ def test_search_reads_one_block_at_a_time(tmp_path):
 def test_search_says_what_does_not_fit():
     with pytest.raises(ValueError, match="do not fit"): search(torch.rand(2, 8), torch.rand(5, 7))
     with pytest.raises(ValueError, match="k=0"): search(torch.rand(2, 8), torch.rand(5, 8), 0)
+    gallery = torch.rand(50, 8); gallery[33, 2] = torch.nan
+    with pytest.raises(ValueError, match="row 33 of the gallery"): search(torch.rand(2, 8), gallery, 3, block=20)
+    with pytest.raises(ValueError, match="a query holds"): search(gallery[33:34], torch.rand(5, 8))
+    assert [list(x.shape) for x in search(torch.rand(0, 8), torch.rand(5, 8), 3)] == [[0, 3], [0, 3]]
 
 # on disk
 
