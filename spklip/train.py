@@ -39,7 +39,7 @@ from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
 from .lab.processes import Share, from_all, join_norms, joined, process, processes, share_of
-from .lab.runs import cached, digest, fingerprint, is_finished, one_thread, run_folder, side_by_side
+from .lab.runs import cached, digest, fingerprint, is_finished, one_thread, run_folder, side_by_side, write_json
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, spiking
 
@@ -322,15 +322,16 @@ def train_loader(train:SpikeDataset, config:TrainConfig) -> DataLoader: # of thi
     return DataLoader(train, batch_sampler=Share(batches), num_workers=config.workers, pin_memory=torch.cuda.is_available())
 
 @contextmanager
-def one_for_all(epoch:int): # counts from 0
+def one_for_all(folder:Path, epoch:int): # of the run; counts from 0
     "Say what is kept where one of several processes ends: the others then lose their connection, or the launcher stops them."
     if processes() == 1: yield; return
     def stopped(number, frame): raise RuntimeError("the launcher stops it")
     before = signal.signal(signal.SIGTERM, stopped)
     try: yield
     except RuntimeError as error:
+        kept = max((int(e.name.removeprefix("epoch-")) for e in folder.glob("epoch-*")), default=0) # written, not just trained
         raise RuntimeError(f"process {process()} of {processes()} ends in epoch {epoch + 1} ({str(error).splitlines()[0]}); "
-                           f"{epoch} complete epochs are kept, and the same command goes on from there") from error
+                           f"{kept} complete epochs are kept, and the same command goes on from there") from error
     finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/04_train.ipynb #9d0c5e03
@@ -345,8 +346,10 @@ def fit(
 ) -> Path:                      # `folder/model`
     "Train SPKLIP on a data set's training split (section 4.1), alone or with other processes. Resumes; a finished run is left as it is."
     config, folder = preset.train, Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    if (folder/"model"/"history.json").exists(): return folder/"model"
     accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    there = from_all([(folder/"model"/"history.json").exists(), *sorted(e.name for e in folder.glob("epoch-*"))])
+    if any(found != there[0] for found in there): raise ValueError(f"{folder}: all processes have to see one folder, but in it they find {there}")
+    if there[0][0]: return folder/"model"
     main, segments = accelerator.is_main_process, segments_of(preset.model)
     train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), config.hold_out)
     validation = open_clips(data, "validation", segments)
@@ -360,7 +363,7 @@ def fit(
     history = load_epoch(folder, core, optimizer)
     for epoch in range(len(history), config.epochs):
         began = time.perf_counter()
-        with one_for_all(epoch):
+        with one_for_all(folder, epoch):
             loss = train_epoch(model, optimizer, loader, config, accelerator, seed, epoch, progress and main)
             seen = evaluate(core, validation)
         history.append(dict(epoch=epoch + 1, loss=loss, top1=seen.top(1), top5=seen.top(5), temperature=1/core.scale.item(),
@@ -369,7 +372,7 @@ def fit(
         if main: save_epoch(folder, core, optimizer, history)
     if main:
         core.save_pretrained(folder/"model")
-        (folder/"model"/"history.json").write_text(json.dumps(history, indent=1) + "\n")
+        write_json(folder/"model"/"history.json", history) # last, and whole: it says that the run is finished
     accelerator.wait_for_everyone()
     return folder/"model"
 

@@ -76,7 +76,7 @@ def answers(data):
 
 
 def test_evaluation_is_whole(tmp_path):
-    "Seven clips by three processes, ragged at the end: each has the answers of one process, in order; two clips by three, too."
+    "Seven clips by three processes, ragged at the end: each has the answers of one process, in order."
     generate(SpikeActions(classes=2, train=4, validation=2, test=7, train_actors=2, validation_actors=1, test_actors=1), tmp_path, progress=False)
     model_of("ANN").save_pretrained(tmp_path/"model")
     alone = answers(tmp_path)
@@ -95,6 +95,18 @@ def test_shares(tmp_path):
     "Alone all is mine; a batch of five is for no two processes; what each found may be of any length."
     assert share_of(5) == slice(0, 5) and from_all([1]) == [[1]]
     assert together(uneven, 2, tmp_path, 5) == ["a batch of 5 clips cannot be shared by 2 processes: the batch size has to be a multiple of their number"]*2
+
+
+def in_folders_of_their_own(data, out):
+    try: return str(fit(preset_of("smoke"), data, out/str(dist.get_rank()), device="cpu", progress=False))
+    except ValueError as error: return str(error)
+
+
+def test_one_folder_for_all(tmp_path):
+    "An epoch that one process finds and another does not: refused, and the epoch is left as it is."
+    (tmp_path/"0"/"epoch-001").mkdir(parents=True)
+    said = together(in_folders_of_their_own, 2, tmp_path, tmp_path, tmp_path)
+    assert all("all processes have to see one folder" in s and "epoch-001" in s for s in said) and (tmp_path/"0"/"epoch-001").exists()
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
