@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'CACHE_BYTES', 'learn_wordpiece', 'TextConfig', 'TextEncoder', 'bert_folder', 'load_bert', 'clip_words',
            'text_encoder', 'contrastive_targets', 'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch',
-           'as_spikes', 'visual_encoder', 'SPKLIP', 'spiking', 'save_pretrained', 'load_pretrained', 'encode_by_loop']
+           'as_spikes', 'visual_encoder', 'one_call', 'SPKLIP', 'spiking', 'save_pretrained', 'load_pretrained',
+           'encode_by_loop']
 
 # %% ../nbs/03_stcl.ipynb #4ba4101b
 import gzip
@@ -251,6 +252,15 @@ def visual_encoder(config:SPKLIPConfig) -> tuple: # HSFE and STAR-Net
     if c.fsve: return SpikingHSFE(c.hsfe, c.fsve), SpikingSTARNet(maps, c.star_net, c.fsve)
     return HSFE(c.hsfe), STARNet(maps, c.star_net)
 
+# %% ../nbs/03_stcl.ipynb #57e4a008
+def one_call(
+    model:"SPKLIP",
+    blocks:Tensor, # sub-blocks, [n,61,H,W]
+) -> Tensor:       # HSFE's maps while it trains, [n,m,H,W]; else what the trunk says of them, [n,D]
+    "A micro-batch. Only what holds no batch normalisation may be computed twice: its statistics would be counted twice."
+    if not model.training: return model.star_net.trunk(model.hsfe(blocks))
+    return checkpoint(model.hsfe, blocks, use_reentrant=False) if model.frugal and not model.config.fsve else model.hsfe(blocks)
+
 # %% ../nbs/03_stcl.ipynb #439f9f50
 class SPKLIP(nn.Module):
     "Spike streams and sentences in one space: HSFE, STAR-Net, BERT, one temperature (section 3, Fig. 1)."
@@ -278,10 +288,9 @@ class SPKLIP(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.logit_scale.dtype
         # batch normalisation must see the whole batch while it learns: MAPResNet has it, and HSFE too where it spikes
         if self.training and self.config.fsve: size = blocks.shape[0]*blocks.shape[1]
-        again = self.frugal and self.training and not self.config.fsve # normalisation would count its statistics twice
-        per_call = (lambda x: checkpoint(self.hsfe, x, use_reentrant=False)) if again else self.hsfe if self.training else lambda x: self.star_net.trunk(self.hsfe(x))
-        out = torch.cat([per_call(x.to(dtype, memory_format=torch.channels_last)) for x in blocks.flatten(0, 1).split(size)])
+        out = torch.cat([one_call(self, x.to(dtype, memory_format=torch.channels_last)) for x in blocks.flatten(0, 1).split(size)])
         return (self.star_net.trunk(out) if self.training else out).unflatten(0, blocks.shape[:2])
+
     def encode_video(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> unit length, [B,D]
         "Embed spike clips."
         return F.normalize(self.star_net.fuse(self.features(video)), dim=-1)

@@ -84,9 +84,8 @@ class SpikeActions:
         first = 0
         for split in SPLITS:
             size, people = getattr(self, split), self.cast(split)
-            if first <= index < first + size:
-                turn, kind = divmod(index - first, self.classes)
-                return split, kind, people[turn % len(people)]
+            turn, kind = divmod(index - first, self.classes)
+            if first <= index < first + size: return split, kind, people[turn % len(people)]
             first += size
         raise IndexError(f"clip {index} is outside the data set's {len(self)} clips")
 
