@@ -327,7 +327,7 @@ def classify_stream(
     if (recording.height, recording.width) != (c.height, c.width): raise ValueError(f"{recording.path}: {recording.height} x {recording.width} pixels, the model reads {c.height} x {c.width}")
     if window < 250 or hop < 1: raise ValueError(f"window={window}, hop={hop}: at least 250 and 1 frames")
     if frames < window: raise ValueError(f"{recording.path}: {frames:,} frames, a window has {window:,}")
-    text, index, starts = model.eval().encode_text(labels), clip_index(window), range(0, frames - window + 1, hop)
+    text, index, starts = model.eval().encode_text(labels), clip_index(window), [*range(0, frames - window, hop), frames - window] # the last ends where the recording does
     for first in range(0, len(starts), batch):
         some = starts[first:first + batch]
         clips = torch.from_numpy(np.stack([recording.packed(start + index) for start in some]))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from torch.utils.data import Dataset
 from .streams import SpikeStream, StreamError, atomic, clip_index, count_frames, frame_bytes, read_dat
 
@@ -170,16 +171,15 @@ def derive(
         if read_metadata(folder) != rows: raise ValueError(f"{folder} is there and holds other rows: remove it or give another name")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.parent.resolve()/f".{folder.name}.{os.getpid()}.part" # as deep as the folder will be, so that links stay true
-    shutil.rmtree(part, ignore_errors=True)
-    for r in rows:
-        link = part/r["file"]; link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath((source/r["file"]).resolve(strict=True), link.parent))
-    write_metadata(part, rows)
-    try: part.rename(folder)
-    except OSError: # another process was first
-        shutil.rmtree(part)
-        if not (folder/METADATA).is_file(): raise
+    part = folder.parent.resolve()/f".{folder.name}.part" # as deep as the folder will be, so that links stay true
+    with FileLock(part.with_suffix(".lock")):
+        if (folder/METADATA).is_file(): return derive(source, folder, rows) # another process was first
+        shutil.rmtree(part, ignore_errors=True)
+        for r in rows:
+            link = part/r["file"]; link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath((source/r["file"]).resolve(strict=True), link.parent))
+        write_metadata(part, rows)
+        part.rename(folder)
     return folder
 
 # %% ../../nbs/data/01_datasets.ipynb #1828eac2

@@ -252,9 +252,9 @@ def classify(args) -> None:
     stream, labels = recording(args), [label.strip() for label in args.labels.split(",") if label.strip()]
     if len(labels) < 2: raise ValueError("--labels wants two sentences or more, with commas between them")
     model = trained(args.model)
+    if len(stream) < 250: raise StreamError(f"{stream.path}: {len(stream)} frames, a clip needs 250")
     if args.stream: return follow(args, model, stream, labels)
     if args.out or args.window or args.hop: raise ValueError("--window, --hop and --out are for --stream")
-    if len(stream) < 250: raise StreamError(f"{stream.path}: {len(stream)} frames, a clip needs 250")
     if (model.config.height, model.config.width) != (stream.height, stream.width):
         print(f"note: the model learnt from {model.config.height} x {model.config.width} pixels, this is {stream.height} x {stream.width}", file=sys.stderr)
     clip = unpack(torch.from_numpy(stream.packed(clip_index(len(stream)))), stream.height, stream.width)
@@ -270,7 +270,7 @@ def follow(args, model, stream, labels:list) -> None: # Recording, sentences
     if out and out.suffix.lower() not in (".csv", ".png"): raise ValueError(f"{out}: a .csv of every window, or a .png of them all")
     window = args.window or min(3000, len(stream))
     say = lambda frame: f"{frame/rate:10.3f} s" if rate else f"frame {frame:10,}"
-    windows = (len(stream) - window)//(args.hop or window//2) + 1
+    windows = -(-(len(stream) - window)//(args.hop or window//2)) + 1
     try:
         for start, found in tqdm(classify_stream(model, stream, labels, window, args.hop), total=windows, unit=" windows", leave=False, disable=not sys.stderr.isatty()):
             rows.append((start, *(round(p, 4) for p in found.tolist())))
