@@ -125,8 +125,9 @@ def one_thread():
     try: yield
     finally: torch.set_num_threads(threads)
 
-def alone(name, work, arguments): # -> name
-    "A job with one thread."
+def alone(name, work, arguments, runs): # -> name
+    "A job with one thread, in a process that may have begun when runs were kept elsewhere."
+    os.environ["SPKLIP_RUNS"] = runs
     with one_thread(): work(*arguments)
     return name
 
@@ -139,7 +140,7 @@ def side_by_side(
     "Call `work` once a job, in processes with one thread each, and tell what is done and left. Raises what a job raises; the others are stopped."
     start, n = time.time(), min(at_once or cpu_count(), len(jobs))
     if not jobs: return
-    done = Parallel(n, "loky", batch_size=1, return_as="generator_unordered")(delayed(alone)(name, work, arguments) for name, arguments in jobs.items())
+    done = Parallel(n, "loky", batch_size=1, return_as="generator_unordered")(delayed(alone)(name, work, arguments, str(runs_folder())) for name, arguments in jobs.items())
     try:
         for i, name in enumerate(done, 1):
             took = time.time() - start
