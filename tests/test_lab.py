@@ -78,6 +78,15 @@ def test_cached_runs_once_and_resumes(tmp_path, monkeypatch):
     assert runs.cached("r", {"a": 2}, make) == {"resumed": False}
     assert [r["config"] for r in sorted(runs.finished(), key=lambda r: r["config"]["a"])] == [{"a": 1}, {"a": 2}]
 
+def note_where(name): runs.cached("where", name, lambda folder: name)
+
+def test_workers_keep_runs_where_the_caller_does(tmp_path, monkeypatch):
+    "Also when they began while it kept them elsewhere."
+    for place in "ab":
+        monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/place))
+        runs.side_by_side(note_where, {k: (f"{place}{k}",) for k in "123456"}, at_once=2)
+        assert sorted(r["result"] for r in runs.finished()) == [f"{place}{k}" for k in "123456"]
+
 def test_fingerprint_sees_every_change(tmp_path):
     with pytest.raises(FileNotFoundError, match="no metadata.jsonl"): runs.fingerprint(tmp_path)
     (tmp_path/"metadata.jsonl").write_text("{}\n"); (tmp_path/"a.dat").write_bytes(b"12")
