@@ -127,7 +127,7 @@ def one_thread():
 
 def alone(name, work, arguments, runs): # -> name
     "A job with one thread, in a process that may have begun when runs were kept elsewhere."
-    pass
+    os.environ["SPKLIP_RUNS"] = runs
     with one_thread(): work(*arguments)
     return name
 
