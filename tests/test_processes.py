@@ -138,6 +138,24 @@ def unbroken(clips, tmp_path_factory):
 def losses(out): return [h["loss"] for h in json.loads((out/"model"/"history.json").read_text())]
 
 
+PLAINLY = """
+import sys
+from dataclasses import replace
+from spklip.train import fit, preset_of
+smoke = preset_of("smoke")
+model = replace(smoke.model, star_net=replace(smoke.model.star_net, dropout=0.), text=replace(smoke.model.text, dropout=0.))
+fit(replace(smoke, train=replace(smoke.train, bf16=False), model=model), *sys.argv[1:], device="cpu", progress=False)
+"""
+
+def test_a_whole_run_is_that_of_one_process(clips, tmp_path):
+    "Where no process draws dropout of its own, and without bf16's rounding."
+    (tmp_path/"plainly.py").write_text(PLAINLY)
+    for name, how in (("one", ()), ("two", ("-m", *TORCHRUN))):
+        done = subprocess.run([sys.executable, *how, tmp_path/"plainly.py", clips, tmp_path/name], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path/"two") == pytest.approx(losses(tmp_path/"one"), rel=1e-4)
+
+
 def test_launchers(clips, unbroken, tmp_path):
     "torchrun and accelerate: one line an epoch, one model, as one process trains it but for dropout; done is done."
     two, said = unbroken
