@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'SensorNoise', 'SpikeCamera', 'simulate', 'rate_from_intensity', 'intensity_from_rate',
-           'interval_from_intensity', 'spikes_from_charge', 'seconds', 'tfp', 'tfi']
+           'interval_from_intensity', 'spikes_from_charge', 'seconds', 'raise_threshold', 'tfp', 'tfi']
 
 # %% ../nbs/00_spike_camera.ipynb #cfcef114
 import math
@@ -392,6 +392,17 @@ def seconds(
 ):                 # seconds
     "Frames as time."
     return frames/rate_hz
+
+# %% ../nbs/00_spike_camera.ipynb #77c1d0e4
+def raise_threshold(
+    spikes,    # uint8 0/1, array or tensor [T,...]
+    times:int, # k, how much higher the threshold is
+    held=0,    # spikes each pixel's charge is worth at the start, whole numbers from 0 to k-1 [...]
+):             # uint8 0/1 [T,...]
+    "What the same camera sends at k times its threshold (A.8.2): every k-th spike of a pixel. Raises `ValueError` for k below 1."
+    if times < 1: raise ValueError(f"times is {times}: a threshold is raised 1 time or more")
+    counts = torch.cumsum(spikes, 0, dtype=torch.int16) if isinstance(spikes, Tensor) else spikes.cumsum(0, dtype=np.int16)
+    return spikes*((counts + held) % times == 0)
 
 # %% ../nbs/00_spike_camera.ipynb #024f11c7
 def window_of(t:int, n_frames:int, back:int, ahead:int) -> slice:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from spklip import camera
-from spklip.camera import SensorNoise, SpikeCamera, pack, simulate, tfi, tfp, unpack
+from spklip.camera import SensorNoise, SpikeCamera, pack, raise_threshold, simulate, tfi, tfp, unpack
 
 FAULTY = SensorNoise(dark_current=0.05, gain_std=0.1, threshold_std=0.1, temporal_std=0.3, dead=0.05, hot=0.05, lines=0.2)
 
@@ -20,6 +20,16 @@ def plain(light, theta, charge=0.0):
         for t in range(len(light)):
             v = v + kind(light[(t, *ix)])
             if v >= top: out[(t, *ix)], v = 1, v - top
+    return out
+
+
+def plain_from(light, theta, charge):
+    "The same in whole numbers, all pixels at once, from a charge each."
+    out = np.zeros(light.shape, np.uint8)
+    for t, now in enumerate(light.astype(int)):
+        charge = charge + now
+        out[t] = fired = charge >= theta
+        charge = charge - theta*fired
     return out
 
 
@@ -290,6 +300,20 @@ def test_layout_of_memory_does_not_matter():
     assert (simulate(strided) == simulate(light[:, ::2].copy())).all()
     spikes = simulate(light)
     assert (tfp(spikes[:, ::-1])[:, ::-1] == tfp(spikes)).all() and (tfi(spikes[:, ::-1])[:, ::-1] == tfi(spikes)).all()
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 7])
+def test_a_raised_threshold_is_that_of_another_camera(times):
+    light, rng = light_of("uint8", (300, 5, 6)), np.random.default_rng(1)
+    held, rest = rng.integers(times, size=(5, 6)), rng.integers(255*5, size=(5, 6)) # of the start: whole spikes, and units of light
+    seen = [plain_from(light, 255*5, rest), plain_from(light, 255*5*times, rest + 255*5*held)]
+    assert seen[0].any() and (raise_threshold(seen[0], times, held) == seen[1]).all()
+    as_tensor = raise_threshold(torch.from_numpy(seen[0]), times, torch.from_numpy(held))
+    assert as_tensor.dtype == torch.uint8 and (as_tensor.numpy() == seen[1]).all()
+
+
+def test_a_threshold_is_not_lowered():
+    with pytest.raises(ValueError, match="times is 0"): raise_threshold(np.ones((3, 2, 2), np.uint8), 0)
 
 
 def test_forked_workers_can_simulate():

@@ -201,5 +201,6 @@ def test_time_left_goes_by_the_pace_of_what_is_done():
 def test_a_step_that_fails_is_named_and_the_ones_before_it_are_kept(project):
     write(project/"nbs"/"05_other.ipynb", 'preset = "smoke"', "import os", "raise ValueError('no such light')")
     out, err = spklip(project, "reproduce", "--preset", "laptop").communicate(timeout=60)
-    assert "no such light" in err and err.count("\n") == 1 and "[2/2] 05_other" in out
+    said = [line for line in err.splitlines() if not line.startswith("Assertion failed: pfd")] # libzmq's, now and then, as a kernel ends
+    assert len(said) == 1 and "no such light" in said[0] and "[2/2] 05_other" in out
     assert list(json.loads((project/"outputs"/"laptop"/"reproduce.json").read_text())) == ["04_train"]

@@ -155,6 +155,16 @@ def test_a_shift_moves_every_frame_alike_and_repeats_the_edge():
     assert right[0, 0].tolist() == [[1, 1, 0, 0]]*4
 
 
+def test_higher_thresholds_are_those_of_the_clip_the_same_for_a_seed():
+    clip, config = torch.ones(6, 12, 4, 5, dtype=torch.uint8), TrainConfig(flip=0., shift=0., thresholds=3)
+    higher, again, other = (augment(clip, config, random.Random(seed))[0] for seed in (0, 0, 1))
+    assert torch.equal(higher, again) and not torch.equal(higher, other)
+    assert {round(1/r) for r in higher.float().mean((1, 2, 3)).tolist()} == {1, 2, 3} and higher.float().mean(1).std((1, 2)).max() == 0
+    dim = next(c for c in higher if c.float().mean() < .5)
+    assert dim[0].float().mean() not in (0, 1) # pixels were not at zero when it began
+    with pytest.raises(ValueError, match="thresholds=0"): TrainConfig(thresholds=0)
+
+
 def test_what_is_held_back_is_not_trained_on(data):
     clips = SpikeDataset(data, "train")
     kept, held = hold_out(clips, 0.25)
