@@ -8,6 +8,7 @@ import torch
 
 from spklip.camera import unpack
 from spklip.data.datasets import SpikeDataset, check, read_metadata
+from spklip.data import scenes
 from spklip.data.scenes import ACTIONS, CLASSES, SpikeActions, actor, actor_capsules, describe, draw, generate, render, take
 from spklip.data.streams import StreamError, clip_index
 
@@ -131,6 +132,14 @@ def test_generate_writes_resumes_and_rests(tmp_path, capsys):
     data = SpikeDataset(folder, "test")
     assert len(data) == 3 and torch.equal(data[1]["packed"], render(TINY, [10])[0])
     assert read_metadata(folder)[10] == describe(TINY, 10)
+
+
+def test_several_processes_write_what_one_does(tmp_path, monkeypatch):
+    one = generate(TINY, tmp_path/"one", progress=False)
+    monkeypatch.setattr(scenes, "WORTH_PROCESSES", 1)
+    several = generate(TINY, tmp_path/"several", progress=False)
+    read = lambda folder: {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    assert read(one) == read(several) and len(read(one)) == 15
 
 
 def test_other_settings_and_other_things_are_refused(tmp_path):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DOMAINS', 'BONES', 'ANCHORS', 'WALLS', 'DECOR', 'SWAPPED', 'AT_ONCE', 'GROUNDS', 'WALL_WORDS', 'WORDS', 'VERSION',
-           'RICH_VERSION', 'settle', 'SpikeActions', 'actor', 'dress', 'rotate', 'skeleton', 'place', 'Take', 'take',
-           'enrich', 'timing', 'figure', 'actor_capsules', 'heading', 'mirrored', 'frame_capsules', 'camera_path',
-           'paint', 'read_frames', 'draw', 'expose', 'at_once', 'render', 'caption', 'traits', 'settings_of',
-           'fingerprint', 'describe', 'claim', 'generate', 'fill']
+           'RICH_VERSION', 'WORTH_PROCESSES', 'settle', 'SpikeActions', 'actor', 'dress', 'rotate', 'skeleton', 'place',
+           'Take', 'take', 'enrich', 'timing', 'figure', 'actor_capsules', 'heading', 'mirrored', 'frame_capsules',
+           'camera_path', 'paint', 'read_frames', 'draw', 'expose', 'at_once', 'render', 'caption', 'traits',
+           'settings_of', 'fingerprint', 'describe', 'claim', 'generate', 'write_clips', 'fill']
 
 # %% ../../nbs/data/02_scenes.ipynb #ee97efec
 import hashlib, json, time
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from filelock import FileLock
+from joblib import Parallel, cpu_count, delayed
 from torch import Tensor
 
 from ..camera import SensorNoise, simulate
@@ -729,18 +730,27 @@ def generate(
     with FileLock(folder/".lock"): fill(config, folder, progress, device)
     return folder
 
+WORTH_PROCESSES = 200 # clips that take longer than processes do to start
+
+def write_clips(config, indices, files, device): # -> how many
+    "Paint clips into their files."
+    for file, bits in zip(files, render(config, indices, device).cpu()): write_dat(file, bits, config.height, config.width)
+    return len(indices)
+
 def fill(config, folder, progress, device): # by one process at a time
     "Write what is not there yet."
     if (folder/METADATA).exists(): return
     for left in folder.rglob(".*.part"): left.unlink()  # what an interruption left half written
     rows = [describe(config, i) for i in range(len(config))]
     for sub in {Path(r["file"]).parent for r in rows}: (folder/sub).mkdir(parents=True, exist_ok=True)
-    todo, began = [i for i, r in enumerate(rows) if not (folder/r["file"]).exists()], time.perf_counter()
-    some = at_once(config, device)
-    for n in range(0, len(todo), some):
-        part, done = todo[n:n + some], min(n + some, len(todo))
-        for i, bits in zip(part, render(config, part, device).cpu()): write_dat(folder/rows[i]["file"], bits, config.height, config.width)
-        if progress and (done//100 > n//100 or done == len(todo)):
+    todo, some = [i for i, r in enumerate(rows) if not (folder/r["file"]).exists()], at_once(config, device)
+    several = cpu_count() if torch.device(device).type == "cpu" and len(todo) >= WORTH_PROCESSES else 1
+    parts = [todo[n:n + some] for n in range(0, len(todo), some)]
+    work = (delayed(write_clips)(config, part, [folder/rows[i]["file"] for i in part], device) for part in parts)
+    began, done = time.perf_counter(), 0
+    for n in Parallel(several, "loky", return_as="generator_unordered")(work):
+        done += n
+        if progress and (done//100 > (done - n)//100 or done == len(todo)):
             rate = done/(time.perf_counter() - began)
             print(f"\rSpikeActions: {len(rows) - len(todo) + done:,} of {len(rows):,} clips, {rate:.0f} a second, {(len(todo) - done)/rate:.0f} s left ", end="", flush=True)
     if progress: print()
