@@ -389,7 +389,7 @@ def bench(
     "Time the cases one after the other. Raises ValueError for a name that no case has."
     from spklip.train import has_bf16
     known = [name for name in CASES if (device == "cpu" or not name.startswith(ON_CPU)) and ("bf16" not in name or has_bf16(torch.device(device)))]
-    if unknown := [o for o in only or [] if not any(name.startswith(o) for name in known)]: raise ValueError(f"no case {unknown[0]!r}: {', '.join(known)}")
+    if unknown := [o for o in only or [] if not any(name.startswith(o) for name in known)]: raise ValueError(f"no case begins with {unknown[0]!r}; there are: {'; '.join(known)}")
     chosen = [name for name in known if not only or any(name.startswith(o) for o in only)]
     rates, rows = machine_rates(device, 512 if small else 2048 if device == "cpu" else 8192), []
     tell(f"this machine copies {rates['copy']/1e9:.1f} GB/s and multiplies matrices at {rates['float32']/1e9:,.0f} GFLOP/s in float32, {rates['bfloat16']/1e9:,.0f} in bfloat16")

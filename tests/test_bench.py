@@ -69,5 +69,5 @@ def test_command(tmp_path, capsys):
     capsys.readouterr()
     assert main(["bench", "--small", "--only", "decode", "--against", str(tmp_path/"bench.csv"), "--out", str(tmp_path/"again")]) == 0
     assert "decode: " in capsys.readouterr().out
-    assert main(["bench", "--only", "nothing"]) == 2 and "no case 'nothing': decode, windows" in capsys.readouterr().err
+    assert main(["bench", "--only", "nothing"]) == 2 and "no case begins with 'nothing'; there are: decode; windows" in capsys.readouterr().err
     assert main(["bench", "--against", str(tmp_path/"none.csv")]) == 2 and "no such file" in capsys.readouterr().err
