@@ -40,8 +40,6 @@ class BaselineConfig:
         if self.kind not in KINDS: raise ValueError(f"kind={self.kind!r}: one of {', '.join(KINDS)} expected")
         if self.width % self.heads: raise ValueError(f"heads={self.heads} does not divide {self.width} channels")
 
-BaselineConfig("m2clip")
-
 # %% ../nbs/11_baselines.ipynb #f30c00c4
 class Patches(nn.Conv2d):
     "Frames of a sub-block as the colours of a picture, a token each patch."

@@ -400,8 +400,6 @@ def bench(
         tell(f"[{i}/{len(chosen)}] {ours['what']}: {ours['ms']:.4g} ms; " + ", ".join(f"{r['who']} {r['ratio']:.2f} times that" for r in others))
     return rows, rates
 
-[name for name in CASES]
-
 # %% ../nbs/13_bench.ipynb #5be9e7bf
 def against_reference(
     table:pd.DataFrame, # rows of a run

@@ -68,6 +68,11 @@ def test_imports_go_one_way(path):
     if room == "train": assert not found & PLOTS
     if room == "lab": assert not found & (MODELS | {"camera", "data", "train"})
 
+@pytest.mark.parametrize("path", sorted((ROOT/"spklip").rglob("*.py")), ids=lambda p: p.relative_to(ROOT/"spklip").as_posix())
+def test_nothing_is_only_shown_when_a_module_is_imported(path):
+    shown = [s for s in ast.parse(path.read_text()).body if isinstance(s, ast.Expr) and not isinstance(s.value, ast.Constant)]
+    assert [ast.unparse(s) for s in shown if not ast.unparse(s).startswith("_")] == []
+
 def test_requirements_are_pinned():
     project = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]
     pins = {line.split("==")[0] for line in (ROOT/"constraints.txt").read_text().splitlines() if "==" in line}

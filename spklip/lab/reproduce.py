@@ -77,8 +77,6 @@ def whole(
             steps.append(Step(notebook, values | dict(data=folder, name=name, start=f"outputs/{values['preset']}/model", seeds=3), name))
     return steps
 
-[step.name for step in whole({"preset": "laptop"})][-12:]
-
 # %% ../../nbs/lab/07_reproduce.ipynb #ea1f02a8
 def left_over(
     took:dict,     # step -> seconds, of this run
