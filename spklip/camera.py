@@ -401,7 +401,7 @@ def raise_threshold(
 ):             # uint8 0/1 [T,...]
     "What the same camera sends at k times its threshold (A.8.2): every k-th spike of a pixel. Raises `ValueError` for k below 1."
     if times < 1: raise ValueError(f"times is {times}: a threshold is raised 1 time or more")
-    counts = torch.cumsum(spikes, 0, dtype=torch.int16) if isinstance(spikes, Tensor) else spikes.cumsum(0, dtype=np.int16)
+    counts = torch.cumsum(spikes, 0, dtype=torch.int32) if isinstance(spikes, Tensor) else spikes.cumsum(0, dtype=np.int32)
     return spikes*((counts + held) % times == 0)
 
 # %% ../nbs/00_spike_camera.ipynb #024f11c7

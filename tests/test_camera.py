@@ -312,6 +312,12 @@ def test_a_raised_threshold_is_that_of_another_camera(times):
     assert as_tensor.dtype == torch.uint8 and (as_tensor.numpy() == seen[1]).all()
 
 
+def test_a_raised_threshold_counts_through_long_recordings():
+    always = np.ones((70_000, 1, 1), np.uint8)
+    for spikes in (always, torch.from_numpy(always)):
+        assert np.flatnonzero(np.asarray(raise_threshold(spikes, 3))).tolist() == list(range(2, 70_000, 3))
+
+
 def test_a_threshold_is_not_lowered():
     with pytest.raises(ValueError, match="times is 0"): raise_threshold(np.ones((3, 2, 2), np.uint8), 0)
 
