@@ -30,7 +30,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from .camera import raise_threshold
@@ -238,9 +237,6 @@ class Evaluation:
         right = [self.labels[b] == self.labels[b][:, None] for b in batches]
         hits = [r.gather(1, self.similarity[b][:, self.labels[b]].argmax(1, keepdim=True)) for r, b in zip(right, batches)]
         return torch.cat(hits).float().mean().item(), torch.cat([r.float().mean(1) for r in right]).mean().item()
-
-    def confusion(self) -> Tensor: # clips by true class (row) and answer (column), [K,K]
-        return multiclass_confusion_matrix(self.similarity.argmax(1), self.labels, len(self.classes))
 
     def metrics(self) -> dict:
         in_batch, lucky = self.in_batch()
