@@ -291,7 +291,8 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
     "A model from scratch, its words from the training captions or as `config.text` asks; or the one in `start`, an ANN's weights put into spikes."
     if start:
         model = SPKLIP.from_pretrained(start)
-        if (model.config.hsfe, model.config.star_net, model.config.baseline) != (config.hsfe, config.star_net, config.baseline):
+        size = lambda c: (replace(c.hsfe, exposures=None), c.star_net, c.baseline) # how weights start is no size
+        if size(model.config) != size(config):
             raise ValueError(f"the model in {start} has other sizes than the preset: {model.config}")
         if model.config.fsve == config.fsve: return model
         if model.config.fsve: raise ValueError(f"the model in {start} has another spiking encoder than the preset: {model.config.fsve}")

@@ -66,6 +66,13 @@ def test_fused_branches_equal_the_paper_s_and_so_do_their_gradients(step):
     for a, b in zip(fused, plain): assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_a_branch_that_starts_as_an_exposure_is_the_mean_over_its_window():
+    mtf, x = MTF(HSFEConfig(channel_step=9, filters=3, exposures=True)), spikes(2, 61, 7, 9).float()
+    for conv in mtf.second: conv.weight.data[:, 1:] = 0; conv.bias.data[:] = 0 # the other filters, which start at random
+    tfp = torch.stack([x[:, 30 - k//2 : 31 + k//2].mean(1) for k in (61, 43, 25, 7)], 1)
+    assert torch.allclose(mtf(x), 10*tfp, atol=1e-5)
+
+
 def test_masks_and_attention_can_be_switched_off():
     hsfe = HSFE(HSFEConfig(masks=False, attention=False, tower_blocks=0, filters=2))
     assert not any(m.requires_grad for m in hsfe.mtf.masks)

@@ -68,6 +68,8 @@ def test_starting_from_a_model_keeps_its_words(data, tmp_path):
     second = SPKLIP.from_pretrained(fit(once, data, tmp_path/"b", start=first, progress=False, device="cpu"))
     assert second.text.tokenizer.get_vocab() == SPKLIP.from_pretrained(first).text.tokenizer.get_vocab()
     with pytest.raises(ValueError, match="other sizes"): fit(preset_of("laptop"), data, tmp_path/"c", start=first, progress=False)
+    hsfe = replace(TINY.model.hsfe, exposures=True) # how weights start is no size
+    fit(replace(once, model=replace(TINY.model, hsfe=hsfe)), data, tmp_path/"d", start=first, progress=False, device="cpu")
 
 
 def test_a_spiking_encoder_starts_from_an_ann_and_resumes(data, tmp_path, monkeypatch):
