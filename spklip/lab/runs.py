@@ -7,7 +7,7 @@ __all__ = ['atomic', 'write_json', 'plain', 'digest', 'fingerprint', 'runs_folde
            'finished', 'side_by_side']
 
 # %% ../../nbs/lab/01_runs.ipynb #e3043694
-import hashlib, json, os, time
+import hashlib, json, os, time, warnings
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -142,8 +142,10 @@ def side_by_side(
     if not jobs: return
     done = Parallel(n, "loky", batch_size=1, return_as="generator_unordered")(delayed(alone)(name, work, arguments, str(runs_folder())) for name, arguments in jobs.items())
     try:
-        for i, name in enumerate(done, 1):
-            took = time.time() - start
-            print(f"{i} of {len(jobs)} in {took/60:.1f} min, about {took/i*(len(jobs) - i)/60:.0f} to go: {name}", flush=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given") # replaced between two jobs, as it held 300 MB more than at first
+            for i, name in enumerate(done, 1):
+                took = time.time() - start
+                print(f"{i} of {len(jobs)} in {took/60:.1f} min, about {took/i*(len(jobs) - i)/60:.0f} to go: {name}", flush=True)
     except BrokenExecutor as error:
         raise RuntimeError(f"a process died, of {n} side by side; out of memory? What is done is kept.") from error
