@@ -52,8 +52,9 @@ def apart(
 ) -> float: # largest difference; infinite where shapes differ
     "How far two results are from each other."
     if isinstance(ours, tuple): return max(apart(a, b) for a, b in zip(ours, other, strict=True))
-    ours, other = (torch.as_tensor(x).detach().double().cpu() for x in (ours, other))
-    return float((ours - other).abs().max()) if ours.shape == other.shape else float("inf")
+    ours, other = (torch.as_tensor(x).detach().cpu() for x in (ours, other))
+    if ours.shape != other.shape: return float("inf")
+    return 0. if ours.dtype == other.dtype and torch.equal(ours, other) else float((ours.double() - other.double()).abs().max())
 
 # %% ../nbs/13_bench.ipynb #e9ce16c3
 def held(
@@ -361,13 +362,14 @@ def measured(
     case:Case,
     rates:dict,         # from `machine_rates`
     device:str="cpu",
+    most:int=41,        # runs of each
 ) -> list:              # of dicts: ours, the reference, peers
     "Time a case. Raises ValueError where ours and the reference do not give the same."
     calls = {"spklip": case.ours, "reference": case.reference, **case.peers}
     if not (off := apart(case.ours(), case.reference())) <= case.close:
         raise ValueError(f"{name}: ours and the reference are {off:g} apart, {case.close:g} at most was expected")
     for call in case.peers.values(): call()
-    took, runs = {who: [] for who in calls}, min(41, max(case.runs, round(1/seconds(case.ours, device)))) # a second of ours, where that is many
+    took, runs = {who: [] for who in calls}, min(most, max(case.runs, round(1/seconds(case.ours, device)))) # a second of ours, where that is many
     for _ in range(runs):
         for who, call in calls.items(): took[who].append(seconds(call, device))
     ours, rows = median(took["spklip"]), []
@@ -395,7 +397,7 @@ def bench(
     tell(f"this machine copies {rates['copy']/1e9:.1f} GB/s and multiplies matrices at {rates['float32']/1e9:,.0f} GFLOP/s in float32, {rates['bfloat16']/1e9:,.0f} in bfloat16")
     for i, name in enumerate(chosen, 1):
         with tempfile.TemporaryDirectory(prefix="spklip-bench-") as folder:
-            rows += (new := measured(name, CASES[name](Path(folder), small, device), rates, device))
+            rows += (new := measured(name, CASES[name](Path(folder), small, device), rates, device, 7 if small else 41))
         ours, *others = new
         tell(f"[{i}/{len(chosen)}] {ours['what']}: {ours['ms']:.4g} ms; " + ", ".join(f"{r['who']} {r['ratio']:.2f} times that" for r in others))
     return rows, rates

@@ -329,5 +329,7 @@ def few_shot_all(
         (then if kept and trunk in trunks else first).setdefault(digest(run), (key, job))
         if kept: trunks.add(trunk)
     if not torch.cuda.is_available():
-        for todo in (first, then): side_by_side(few_shot, dict(todo.values())) # who shares a trunk's features comes after who computes them
+        for todo in (first, then): # who shares a trunk's features comes after who computes them
+            small = all(preset.name == "smoke" for _, (_, preset, *_) in todo.values()) # done before another process has started
+            side_by_side(few_shot, dict(todo.values()), at_once=1 if small else None)
     return {key: few_shot(*job) for key, job in jobs.items()}

@@ -20,8 +20,8 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import sha256
-from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -392,10 +392,11 @@ def train_and_test(
     data:str|Path,            # folder of a data set
     seed:int=0,
     start:str|Path|None=None, # a model to start from; None: from scratch
+    progress:bool=True,       # tell of each epoch
 ) -> tuple:                   # metrics on the test split with the history, folder of the model
     "Train with one seed, then look at the test split once."
     def make(at):
-        model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress=parent_process() is None))
+        model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress))
         segments = segments_of(preset.model)
         _, kept_back = hold_out(open_clips(data, "train", segments), preset.train.hold_out)
         return dict(evaluate(model, open_clips(data, "test", segments)).metrics(), seen_top1=evaluate(model, kept_back).top(1),
@@ -408,7 +409,9 @@ def train_all(
 ) -> dict:     # the same keys -> what it gives
     "Many trainings, side by side where there is no GPU; what two share, or an earlier call has trained, is trained once."
     todo = {digest(run): (key, job) for key, job in jobs.items() if not is_finished("train", run := run_of(*job))}
-    if not torch.cuda.is_available(): side_by_side(train_and_test, dict(todo.values()))
+    if not torch.cuda.is_available():
+        small = all(job[0].name == "smoke" for _, job in todo.values()) # trained before another process has started
+        side_by_side(partial(train_and_test, progress=len(todo) == 1), dict(todo.values()), at_once=1 if small else None)
     return {key: train_and_test(*job) for key, job in jobs.items()}
 
 # %% ../nbs/04_train.ipynb #9d0c5e02

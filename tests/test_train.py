@@ -19,7 +19,7 @@ from spklip.train import (Evaluation, TrainConfig, augment, evaluate, fit, hold_
                           train_and_test)
 
 SMOKE = preset_of("smoke")
-TINY = replace(SMOKE, scenes=SpikeActions(classes=2, train=32, validation=8, test=8, train_actors=4, validation_actors=2, test_actors=2))
+TINY = replace(SMOKE, name="tiny", scenes=SpikeActions(classes=2, train=32, validation=8, test=8, train_actors=4, validation_actors=2, test_actors=2))
 
 
 @pytest.fixture(scope="module")
