@@ -1,6 +1,9 @@
-import os, tempfile
+import multiprocessing, os, tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
 import pytest
+from spklip.lab.notebooks import run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -11,3 +14,16 @@ def own_runs():
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SPKLIP_RUNS"] = folder
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def running(own_runs, request, tmp_path_factory):
+    "The notebooks of the chosen tests: path -> the executed copy to come. Two at a time with a thread each, from the start, on what the other tests leave idle."
+    chosen = [item.callspec.params["path"] for item in request.session.items if item.path.name == "test_notebooks.py"]
+    folder, more = tmp_path_factory.mktemp("notebooks"), {"04_train": {"seeds": 2}} # side by side, in processes
+    pool = ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(19,))
+    os.environ["OMP_NUM_THREADS"] = "1" # for the processes that now start
+    to_come = {path: pool.submit(run_notebook, path, folder/path.relative_to(ROOT/"nbs"), preset="smoke", **more.get(path.stem, {})) for path in chosen}
+    del os.environ["OMP_NUM_THREADS"]
+    yield to_come
+    pool.shutdown(cancel_futures=True)
