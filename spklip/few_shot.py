@@ -75,7 +75,7 @@ from torch.utils.data import DataLoader
 from .data.datasets import SpikeDataset
 from .lab.runs import atomic, cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .stcl import SPKLIP
-from .train import Preset, TrainConfig, augment, evaluate, learning_rate, make_optimizer, new_model, only, run_of, segments_of, train_epoch
+from .train import Preset, TrainConfig, at_once, augment, evaluate, learning_rate, make_optimizer, new_model, only, run_of, segments_of, train_epoch
 
 # %% ../nbs/07_few_shot.ipynb #a16a743b
 METHODS = ("zero-shot", "nearest class mean", "linear probe", "last layers", "everything", "from scratch")
@@ -330,6 +330,5 @@ def few_shot_all(
         if kept: trunks.add(trunk)
     if not torch.cuda.is_available():
         for todo in (first, then): # who shares a trunk's features comes after who computes them
-            small = all(preset.name == "smoke" for _, (_, preset, *_) in todo.values()) # done before another process has started
-            side_by_side(few_shot, dict(todo.values()), at_once=1 if small else None)
+            side_by_side(few_shot, dict(todo.values()), at_once(preset for _, (_, preset, *_) in todo.values()))
     return {key: few_shot(*job) for key, job in jobs.items()}

@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored',
            'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16', 'sentences_of', 'train_epoch',
            'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'only', 'hold_out',
-           'train_loader', 'one_for_all', 'fit', 'run_of', 'train_and_test', 'train_all']
+           'train_loader', 'one_for_all', 'fit', 'run_of', 'train_and_test', 'at_once', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -404,14 +404,19 @@ def train_and_test(
     run = run_of(preset, data, seed, start)
     return cached("train", run, make), run_folder("train", run)/"model"
 
+def at_once(
+    presets, # those of several trainings
+) -> int|None:
+    "How many side by side: one where all are of smoke, done before another process has started; None: as many as there are cores."
+    return 1 if all(p.name == "smoke" for p in presets) else None
+
 def train_all(
     jobs:dict, # any key -> what `train_and_test` takes: preset, data, seed, start
 ) -> dict:     # the same keys -> what it gives
     "Many trainings, side by side where there is no GPU; what two share, or an earlier call has trained, is trained once."
     todo = {digest(run): (key, job) for key, job in jobs.items() if not is_finished("train", run := run_of(*job))}
     if not torch.cuda.is_available():
-        small = all(job[0].name == "smoke" for _, job in todo.values()) # trained before another process has started
-        side_by_side(partial(train_and_test, progress=len(todo) == 1), dict(todo.values()), at_once=1 if small else None)
+        side_by_side(partial(train_and_test, progress=len(todo) == 1), dict(todo.values()), at_once(preset for _, (preset, *_) in todo.values()))
     return {key: train_and_test(*job) for key, job in jobs.items()}
 
 # %% ../nbs/04_train.ipynb #9d0c5e02
