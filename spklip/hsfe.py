@@ -28,7 +28,7 @@ class HSFEConfig:
     masks:bool = True     # learnable temporal masks on or off
     tower_blocks:int = 6  # residual blocks at full resolution after SA; 0: none
     tower_width:int = 64  # their channels
-    exposures:bool|None = None # True: each branch of MTF starts as the mean over its window; None: its filters start as random patterns
+    exposures:bool = True # each branch of MTF starts as the mean over its window; False: its filters start as random patterns
 
     def __post_init__(self):
         if self.windows[-1] < 1:

@@ -57,16 +57,16 @@ class TrainConfig:
     prompts:float = 0.5             # share of clips that are shown with their class's sentence instead of their caption
     shift:float = 0.1               # augmentation: largest shift, as a share of the frame
     flip:float = 0.5                # augmentation: share of clips that are mirrored, left and right changed in their caption too
-    thresholds:int|None = None      # augmentation: clips as cameras of 1 to so many times the threshold send them; None: as they are
+    thresholds:int = 1              # augmentation: clips as cameras of 1 to so many times the threshold send them
     hold_out:float = 0.05           # share of the training clips that are kept back: what a random split would test on
     bf16:bool = True                # where the device computes in it
     workers:int = 0                 # processes that read clips
-    frugal:bool|None = None         # True: HSFE's maps are computed again backwards instead of kept; None, not False: runs of before keep their names
-    compiled:bool|None = None       # True: HSFE and the trunk through torch.compile, for GPUs
+    frugal:bool = False             # HSFE's maps are computed again backwards instead of kept
+    compiled:bool = False           # HSFE and the trunk through torch.compile, for GPUs
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 2: raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: at least 1 and 2")
-        if self.thresholds is not None and self.thresholds < 1: raise ValueError(f"thresholds={self.thresholds}: 1 or more times the camera's")
+        if self.thresholds < 1: raise ValueError(f"thresholds={self.thresholds}: 1 or more times the camera's")
 
 @dataclass(frozen=True)
 class Preset:
@@ -88,7 +88,7 @@ def presets() -> dict: # name -> Preset
                     star_net=replace(thin.star_net, width=4, embed_dim=32, temporal_layers=1))
     wide = replace(thin, hsfe=replace(thin.hsfe, filters=16), height=60, width=80, text=small_text(256),
                    star_net=STARNetConfig(48, (2, 2, 2, 2), 2, 8, (4, 5), 512, 4, 8, dropout=0.1))
-    fast = TrainConfig(epochs=16, batch_size=48, lr=1e-3, warmup=0.1)
+    fast = TrainConfig(epochs=12, batch_size=48, lr=1e-3, warmup=0.1)
     return {p.name: p for p in (
         Preset("smoke", SpikeActions(classes=4, train=64, validation=16, test=32), smoke, replace(fast, epochs=2, batch_size=16)),
         Preset("laptop", SpikeActions(), thin, fast),
@@ -144,7 +144,7 @@ def augment(
     out, whole = torch.empty_like(spikes), len(spikes)*processes()
     flips = [rng.random() < config.flip for _ in range(whole)]
     shifts = [[round(rng.uniform(-config.shift, config.shift)*n) for n in (H, W)] for _ in range(whole)]
-    higher = [(rng.randint(1, config.thresholds), rng.getrandbits(60)) if config.thresholds else (1, 0) for _ in range(whole)]
+    higher = [(rng.randint(1, config.thresholds), rng.getrandbits(60)) if config.thresholds > 1 else (1, 0) for _ in range(whole)]
     flips, shifts, higher = flips[share_of(whole)], shifts[share_of(whole)], higher[share_of(whole)]
     with one_thread(): # several take five times as long, for so little each
         for clip, target, flip, shift, (times, draw) in zip(spikes, out, flips, shifts, higher):
@@ -291,7 +291,7 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
     "A model from scratch, its words from the training captions or as `config.text` asks; or the one in `start`, an ANN's weights put into spikes."
     if start:
         model = SPKLIP.from_pretrained(start)
-        size = lambda c: (replace(c.hsfe, exposures=None), c.star_net, c.baseline) # how weights start is no size
+        size = lambda c: (replace(c.hsfe, exposures=True), c.star_net, c.baseline) # how weights start is no size
         if size(model.config) != size(config):
             raise ValueError(f"the model in {start} has other sizes than the preset: {model.config}")
         if model.config.fsve == config.fsve: return model
@@ -363,7 +363,7 @@ def fit(
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=train.height, width=train.width), train, start).to(accelerator.device)
     if processes() > 1: join_norms(core)
-    core.frugal = bool(config.frugal)
+    core.frugal = config.frugal
     if config.compiled: core.hsfe.compile(); core.star_net.trunk.compile()
     model, optimizer = accelerator.prepare(core, make_optimizer(core, config))
     history = load_epoch(folder, core, optimizer)
