@@ -363,12 +363,13 @@ def by_op_counter(
     def expose(blocks):
         each = zip(branches(mtf, blocks), mtf.first, mtf.masks)
         return torch.cat([F.conv2d(part, conv.weight*mask[:, None, None], conv.bias, padding=1) for part, conv, mask in each], 1)
-    mtf.expose, fast = expose, torch.backends.mha.get_fastpath_enabled()
+    def merge(hidden): return torch.cat([conv(part) for part, conv in zip(hidden.chunk(len(mtf.second), 1), mtf.second)], 1)
+    mtf.expose, mtf.merge, fast = expose, merge, torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), DispatchCounterMode([macs, acs]): model.encode_video(clips)
     finally:
-        del mtf.expose
+        del mtf.expose, mtf.merge
         torch.backends.mha.set_fastpath_enabled(fast)
     products = set(acs.rules)   # convolutions and matrix products
     return {name: sum(n for op, n in counter.get_counts()["Global"].items() if op in products) for name, counter in (("macs", macs), ("acs", acs))}

@@ -120,12 +120,11 @@ def add_bottleneck(g:Wiring, name:str, block:nn.Module, source:str) -> str:
 
 @torch.no_grad()
 def add_hsfe(g:Wiring, hsfe:nn.Module, source:str) -> str: # SpikingHSFE
-    mtf, (first, second), m, f = hsfe.mtf, hsfe.norms, hsfe.config.branches, hsfe.config.filters
+    mtf, (first, second) = hsfe.mtf, hsfe.norms
     bias = lambda convs: torch.cat([c.bias for c in convs])
-    merge = torch.cat([F.pad(c.weight, (0, 0, 0, 0, i*f, (m - 1 - i)*f)) for i, c in enumerate(mtf.second)]) # each branch reads its own
     out = add_conv(g, "hsfe.expose", source, *folded(mtf.weights(), first, bias(mtf.first)))
     out = g.fire("hsfe.neurons.0", hsfe.neurons[0], out)
-    out = add_conv(g, "hsfe.merge", out, *folded(merge, second, bias(mtf.second)))
+    out = add_conv(g, "hsfe.merge", out, *folded(mtf.merging(), second, bias(mtf.second)))
     out = g.fire("hsfe.neurons.1", hsfe.neurons[1], out)
     if hsfe.sa: out = g.gate("hsfe.gate", out, add_chain(g, "hsfe.sa", hsfe.sa, out), getattr(hsfe.neurons[1], "quantum", 1))
     if len(hsfe.tower): out = add_spiking_conv(g, "hsfe.tower.0", hsfe.tower[0], out)

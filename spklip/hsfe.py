@@ -111,10 +111,14 @@ class MTF(nn.Module):
         "The first convolution of every branch."
         return F.conv2d(blocks, self.weights(), torch.cat([c.bias for c in self.first]), padding=1)
 
+    def merging(self) -> Tensor: # [m,m*filters,3,3]
+        "The second convolutions of all branches as one, zero between branches: that takes less time than groups."
+        f, m = self.second[0].in_channels, len(self.second)
+        return torch.cat([F.pad(conv.weight, (0, 0, 0, 0, i*f, (m - 1 - i)*f)) for i, conv in enumerate(self.second)])
+
     def merge(self, hidden:Tensor) -> Tensor: # [n,m*filters,H,W] -> [n,m,H,W]
         "The second convolution of every branch."
-        return F.conv2d(hidden, torch.cat([c.weight for c in self.second]), torch.cat([c.bias for c in self.second]),
-                        padding=1, groups=len(self.windows))
+        return F.conv2d(hidden, self.merging(), torch.cat([c.bias for c in self.second]), padding=1)
 
     def forward(self, blocks:Tensor) -> Tensor: # blocks [n,61,H,W] -> [n,m,H,W]
         return self.merge(F.relu_(self.expose(blocks)))
