@@ -235,7 +235,8 @@ def model_of(size:str, device:str) -> tuple: # SPKLIP, clips in a batch
 
 def some_clips(model:SPKLIP, n:int) -> torch.Tensor: # packed, on the CPU, [n,T,bytes]
     c, rng = model.config, np.random.default_rng(0)
-    return torch.from_numpy(np.packbits(rng.random((n, -(-c.hsfe.frames//10)*10, c.height*c.width), np.float32) < .06, axis=-1, bitorder="little"))
+    rates = rng.random((n, 1, c.height*c.width), np.float32)*.12 # each clip a still picture of its own
+    return torch.from_numpy(np.packbits(rng.random((n, -(-c.hsfe.frames//10)*10, c.height*c.width), np.float32) < rates, axis=-1, bitorder="little"))
 
 def encoding(folder:Path, small:bool, device:str, size:str="laptop", bf16:bool=False) -> Case:
     "Clips to embeddings."
@@ -260,7 +261,7 @@ def plain_features(model:SPKLIP, spikes:torch.Tensor) -> torch.Tensor: # [B,N,D]
     maps = torch.cat([hsfe.tower(hsfe.sa(by_branch(block[None]))) for clip in blocks for block in clip])
     return model.star_net.trunk(maps).unflatten(0, blocks.shape[:2])
 
-def a_step(model:SPKLIP, embed:Callable, bf16:bool, kind:str) -> Callable: # () -> loss
+def a_step(model:SPKLIP, embed:Callable, bf16:bool, kind:str) -> Callable: # () -> loss in units of 1/tau, clips' embeddings
     "One training step: loss, gradients, AdamW."
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.) # nothing moves, so that every run has the same loss
     def step():
@@ -268,7 +269,7 @@ def a_step(model:SPKLIP, embed:Callable, bf16:bool, kind:str) -> Callable: # () 
             video, text, scale = embed()
         loss = contrastive_loss(video.float(), text.float(), contrastive_targets(torch.arange(len(video)), "diagonal").to(video.device), scale)
         optimizer.zero_grad(); loss.backward(); optimizer.step()
-        return loss
+        return loss/scale, video
     return step
 
 def training(folder:Path, small:bool, device:str, size:str="laptop", frugal:bool=False) -> Case:
