@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['CASES', 'ON_CPU', 'Case', 'apart', 'held', 'peak_memory', 'seconds', 'machine_rates', 'recorded', 'by_unpackbits',
-           'by_spikezoo', 'works', 'decoding', 'windows', 'by_whole_files', 'loading', 'by_frames', 'simulation',
+           'by_spikezoo', 'decoding', 'windows', 'by_whole_files', 'loading', 'by_frames', 'simulation',
            'by_running_extremes', 'intervals', 'by_distance', 'rendering', 'model_of', 'some_clips', 'encoding',
-           'plain_features', 'a_step', 'training', 'other_neurons', 'firing', 'searching', 'measured', 'bench',
-           'against_reference', 'changes', 'picture', 'as_markdown', 'write_bench', 'processor']
+           'plain_features', 'a_step', 'training', 'other_neurons', 'firing', 'by_faiss', 'searching', 'measured',
+           'bench', 'against_reference', 'changes', 'picture', 'as_markdown', 'write_bench', 'processor']
 
 # %% ../nbs/13_bench.ipynb #f701bf5f
-import ctypes, json, os, re, tempfile, time
+import ctypes, json, os, re, runpy, tempfile, time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -113,16 +114,11 @@ def by_unpackbits(path:Path, frames:int, height:int, width:int) -> np.ndarray: #
     return bits.reshape(frames, height, width)
 
 def by_spikezoo(path:Path, height:int, width:int) -> dict: # name -> call
-    "spikezoo's reader, in C++ where its binary loads."
-    try: from spikezoo.utils.spike_utils import load_vidar_dat
-    except Exception: return {} # it is not installed, or something that it needs is not
-    calls = {f"spikezoo, {v}": lambda v=v: load_vidar_dat(str(path), height, width, version=v) for v in ("cpp", "python")}
-    return {name: call for name, call in calls.items() if works(call)}
-
-def works(call:Callable) -> bool:
-    try: call()
-    except Exception: return False
-    return True
+    "spikezoo's reader, its file alone: the package imports a dozen others. Its reader in C++ is built for Python 3.9, which is too old for spklip."
+    if not (package := find_spec("spikezoo")): return {}
+    try: read = runpy.run_path(str(Path(package.origin).parent/"utils"/"spike_utils.py"))["load_vidar_dat"]
+    except ImportError: return {} # it asks for imageio
+    return {"spikezoo": lambda: read(str(path), height, width)}
 
 def decoding(folder:Path, small:bool, device:str) -> Case:
     "A whole recording to one byte a pixel."
@@ -330,6 +326,15 @@ def firing(folder:Path, small:bool, device:str, steps:int=4) -> Case:
                 current.numel(), "neuron steps", 4*4*current.numel(), peers={name: both(call) for name, call in other_neurons().items()}, close=1e-5)
 
 # %% ../nbs/13_bench.ipynb #64eb1145
+def by_faiss(gallery:np.ndarray, queries:torch.Tensor) -> dict: # name -> call
+    "faiss's exact search, from the same file."
+    try: import faiss
+    except ImportError: return {}
+    def call():
+        index = faiss.IndexFlatIP(gallery.shape[1]); index.add(np.array(gallery))
+        return index.search(queries.numpy(), 10)
+    return {"faiss": call}
+
 def searching(folder:Path, small:bool, device:str, n:int=100_000) -> Case:
     "The ten most similar of many embeddings, from a file."
     from spklip.retrieval import search
@@ -346,7 +351,7 @@ def searching(folder:Path, small:bool, device:str, n:int=100_000) -> Case:
         best = (queries @ torch.from_numpy(np.array(gallery)).T).sort(1, descending=True)
         return best.values[:, :10], best.indices[:, :10]
     return Case(f"the 10 nearest of {n:,} for 64 queries, {dim} dimensions", lambda: search(queries, gallery, 10), reference, "all inner products, sorted",
-                64, "queries", 4*n*dim, 2*64*n*dim, close=1e-5, runs=3)
+                64, "queries", 4*n*dim, 2*64*n*dim, peers=by_faiss(gallery, queries), close=1e-5, runs=3)
 
 # %% ../nbs/13_bench.ipynb #3493e1a7
 CASES = { # name -> folder, small, device -> Case

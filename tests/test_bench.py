@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spklip.camera import tfi
-from spklip.bench import CASES, ON_CPU, Case, apart, bench, by_frames, by_running_extremes, changes, measured, write_bench
+from spklip.bench import CASES, ON_CPU, Case, apart, bench, by_frames, by_running_extremes, by_spikezoo, changes, measured, write_bench
 from spklip.lab.cli import main
 
 RATES = dict(copy=1e9, float32=1e9, bfloat16=1e9)
@@ -71,3 +71,13 @@ def test_command(tmp_path, capsys):
     assert "decode: " in capsys.readouterr().out
     assert main(["bench", "--only", "nothing"]) == 2 and "no case begins with 'nothing'; there are: decode; windows" in capsys.readouterr().err
     assert main(["bench", "--against", str(tmp_path/"none.csv")]) == 2 and "no such file" in capsys.readouterr().err
+
+
+def test_a_peer_is_timed_where_it_is_installed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path/"spikezoo"/"utils").mkdir(parents=True)
+    (tmp_path/"spikezoo"/"__init__.py").write_text("raise ImportError('a dozen others')")
+    (tmp_path/"spikezoo"/"utils"/"spike_utils.py").write_text("def load_vidar_dat(*args): return args")
+    assert by_spikezoo(tmp_path/"a.dat", 3, 4)["spikezoo"]() == (str(tmp_path/"a.dat"), 3, 4)
+    (tmp_path/"spikezoo"/"utils"/"spike_utils.py").write_text("import none_such")
+    assert by_spikezoo(tmp_path/"a.dat", 3, 4) == {}
