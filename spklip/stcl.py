@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'CACHE_BYTES', 'learn_wordpiece', 'TextConfig', 'TextEncoder', 'bert_folder', 'load_bert', 'clip_words',
            'text_encoder', 'contrastive_targets', 'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch',
-           'as_spikes', 'visual_encoder', 'one_call', 'SPKLIP', 'spiking', 'save_pretrained', 'load_pretrained',
-           'encode_by_loop']
+           'as_spikes', 'visual_encoder', 'one_row', 'one_call', 'SPKLIP', 'spiking', 'save_pretrained',
+           'load_pretrained', 'encode_by_loop']
 
 # %% ../nbs/03_stcl.ipynb #4ba4101b
 import gzip
@@ -253,6 +253,12 @@ def visual_encoder(config:SPKLIPConfig) -> tuple: # HSFE and STAR-Net
     return HSFE(c.hsfe), STARNet(maps, c.star_net)
 
 # %% ../nbs/03_stcl.ipynb #57e4a008
+def one_row(
+    blocks:Tensor, # a view of spikes, [B,N,61,H,W]
+) -> Tensor:       # [B*N,61,H,W], channels_last
+    "All sub-blocks of all clips, in one copy; laid out while spikes are bytes, which takes a third of the time."
+    return blocks.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
+
 def one_call(
     model:"SPKLIP",
     blocks:Tensor, # sub-blocks, [n,61,H,W]
@@ -288,8 +294,7 @@ class SPKLIP(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.logit_scale.dtype
         # batch normalisation must see the whole batch while it learns: MAPResNet has it, and HSFE too where it spikes
         if self.training and self.config.fsve: size = blocks.shape[0]*blocks.shape[1]
-        last = blocks.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2) # channels_last while they are bytes: a third of the time
-        out = torch.cat([one_call(self, x.to(dtype)) for x in last.split(size)])
+        out = torch.cat([one_call(self, x.to(dtype)) for x in one_row(blocks).split(size)])
         return (self.star_net.trunk(out) if self.training else out).unflatten(0, blocks.shape[:2])
 
     def encode_video(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> unit length, [B,D]

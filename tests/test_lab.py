@@ -46,6 +46,10 @@ def test_problems_are_seen(tmp_path):
     found = "; ".join(notebooks.problems(path, limit=100))
     for words in ("more than 100", "imports and other code in the cell `import os`", "50 lines in an exported cell", "without outputs", "folder of this machine"):
         assert words in found
+    notebook = nbformat.read(path, 4)
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text="skipped from here on: a package")]
+    nbformat.write(notebook, path)
+    assert "stored where something was missing: skipped from here on: a package" in notebooks.problems(path)
 
 # cached runs
 

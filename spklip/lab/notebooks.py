@@ -146,6 +146,7 @@ def problems(
     outputs = [o for c in code for o in c.outputs]
     if not outputs: found.append("stored without outputs")
     found += [f"stored with an error: {o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]
+    found += [f"stored where something was missing: {o.text.strip()}" for o in outputs if "skipped from here on" in o.get("text", "")]
     if str(root()) in Path(path).read_text(): found.append("names a folder of this machine")
     return found
 
