@@ -550,7 +550,7 @@ def asking(commands) -> None:
     p = add(commands, reproduce, "spklip reproduce --preset laptop --only 04_train --seeds 3")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="(laptop)")
     p.add_argument("--only", metavar="NUMBERS", help="notebooks to run instead of all: 04_train is the main one, 05,06 are the spiking encoder and its energy")
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter of the notebooks, such as scratch=1; can be repeated")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter of the notebooks, such as scratch=3; can be repeated")
     p.add_argument("--seeds", type=count, metavar="N", help="train with seeds 0 to N-1 (each notebook's own)")
     p.add_argument("--data", metavar="FOLDER", help="a data set of your own instead of SpikeActions; {seed} in it stands for the seed")
     p.add_argument("--start", metavar="MODEL", help="folder of a model to start from, instead of from scratch")
@@ -562,7 +562,7 @@ def timing(commands) -> None:
     p = add(commands, bench, "spklip bench --against outputs/bench/bench.csv")
     p.add_argument("--only", metavar="NAME,NAME", help="cases to time: beginnings of their names, such as decode,search (all)")
     p.add_argument("--small", action="store_true", help="small sizes, to try it in a minute")
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what works: cpu or cuda (cpu)")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where ours runs: cpu or cuda (cpu)")
     p.add_argument("--against", metavar="FILE.csv", help="an earlier table: say what got slower")
     p.add_argument("--out", metavar="FOLDER", help="table, picture and machine (outputs/bench; outputs/smoke/bench for a part or small sizes)")
 
