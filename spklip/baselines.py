@@ -35,6 +35,7 @@ class BaselineConfig:
     adapter:int = 16  # channels inside an adapter of M2-CLIP
     prompts:int = 4   # global prompts of Vita-CLIP, a layer
     levels:int = 1    # largest value of the input: 1 for spikes, 255 for frames of 8 bits
+    exposures:bool = True # a ViT's patches start as those of a sub-block's mean (HSFE's start, `01_hsfe`); False: another pattern for each frame
 
     def __post_init__(self):
         if self.kind not in KINDS: raise ValueError(f"kind={self.kind!r}: one of {', '.join(KINDS)} expected")
@@ -46,6 +47,7 @@ class Patches(nn.Conv2d):
     def __init__(self, frames:int, config:BaselineConfig):
         super().__init__(frames, config.width, config.patch, config.patch)
         self.levels = config.levels
+        if config.exposures: self.weight.data = self.weight[:, :1].detach().repeat(1, frames, 1, 1)
 
     def forward(self, blocks:Tensor) -> Tensor: # [n,61,H,W] -> [n,width,H/patch,W/patch]
         return super().forward(blocks/self.levels)

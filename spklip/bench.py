@@ -246,7 +246,7 @@ def encoding(folder:Path, small:bool, device:str, size:str="laptop", bf16:bool=F
     def reference():
         try: return plain()
         finally: model.to(memory_format=torch.channels_last)
-    return Case(f"encode {n} clips of {model.config.height} x {model.config.width}, {size} model{', bf16' if bf16 else ''}", ours, reference, "clip, sub-block and branch one at a time, float32",
+    return Case(f"encode {n} clip{'s'*(n > 1)} of {model.config.height} x {model.config.width}, {size} model{', bf16' if bf16 else ''}", ours, reference, "clip, sub-block and branch one at a time, float32",
                 n, "clips", operations=2*n*macs(model.config), bf16=bf16, close=1e-2 if bf16 else 1e-4, runs=3 if size == "paper" else 7)
 
 # %% ../nbs/13_bench.ipynb #eafe19ae
@@ -286,7 +286,7 @@ def training(folder:Path, small:bool, device:str, size:str="laptop", frugal:bool
         model.to(memory_format=torch.contiguous_format)
         try: return step()
         finally: model.to(memory_format=torch.channels_last)
-    return Case(f"train on {n} clips of {model.config.height} x {model.config.width}, {size} model{', HSFE computed twice' if frugal else ''}", ours, reference, "sub-block and branch one at a time, float32",
+    return Case(f"train on {n} clip{'s'*(n > 1)} of {model.config.height} x {model.config.width}, {size} model{', HSFE computed twice' if frugal else ''}", ours, reference, "sub-block and branch one at a time, float32",
                 n, "clips", operations=6*n*macs(model.config), bf16=has_bf16(torch.device(device)), close=.05, runs=3 if size == "paper" else 7)
 
 # %% ../nbs/13_bench.ipynb #9be86ff1

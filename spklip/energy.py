@@ -446,7 +446,8 @@ def rapl(
     folder:Path=POWERCAP, # where Linux keeps the counters
 ) -> Callable|None:       # reads J since some moment, wrap-around undone; None: there is no counter to read
     "The energy counter of all CPU packages."
-    packages = [p for p in sorted(Path(folder).glob("intel-rapl:*")) if p.name.count(":") == 1]
+    named = lambda p: (p/"name").read_text().strip() if (p/"name").exists() else "package"
+    packages = [p for p in sorted(Path(folder).glob("intel-rapl:*")) if p.name.count(":") == 1 and named(p).startswith("package")] # psys counts them again
     read = lambda p, name: int((p/name).read_text())
     try: last, span = [read(p, "energy_uj") for p in packages], [read(p, "max_energy_range_uj") for p in packages]
     except (OSError, ValueError): return None
@@ -462,13 +463,13 @@ def rapl(
 
 # %% ../nbs/06_energy.ipynb #a5a278b5
 def nvml(
-    index:int=0, # of the GPU
+    index:int=0, # of the GPU, as torch counts
 ) -> Callable|None: # reads J since the driver was loaded; None: no NVML, or no such counter
     "The energy counter of an NVIDIA GPU."
     try:
         import pynvml
         pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}") # NVML's own numbers ignore CUDA_VISIBLE_DEVICES
         read = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)/1e3
         read()
         return read

@@ -6,7 +6,8 @@
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored',
            'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16', 'sentences_of', 'train_epoch',
            'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'only', 'hold_out',
-           'train_loader', 'one_for_all', 'fit', 'run_of', 'train_and_test', 'at_once', 'train_all']
+           'train_loader', 'one_at_a_time', 'one_for_all', 'fit', 'go_on', 'run_of', 'train_and_test', 'at_once',
+           'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -18,7 +19,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -27,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
@@ -39,7 +41,7 @@ from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
 from .lab.processes import Share, from_all, join_norms, joined, process, processes, share_of
-from .lab.runs import cached, digest, fingerprint, is_finished, one_thread, run_folder, side_by_side, write_json
+from .lab.runs import belongs, cached, digest, fingerprint, is_finished, one_thread, run_folder, side_by_side, write_json
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, spiking
 
@@ -328,6 +330,13 @@ def train_loader(train:SpikeDataset, config:TrainConfig) -> DataLoader: # of thi
     return DataLoader(train, batch_sampler=Share(batches), num_workers=config.workers, pin_memory=torch.cuda.is_available())
 
 @contextmanager
+def one_at_a_time(folder:Path): # of the run
+    "Keep a second training out of a run's folder."
+    try:
+        with FileLock(folder/".training", timeout=0): yield
+    except Timeout: raise ValueError(f"{folder}: another process trains here") from None
+
+@contextmanager
 def one_for_all(folder:Path, epoch:int): # of the run; counts from 0
     "Say what is kept where one of several processes ends: the others then lose their connection, or the launcher stops them."
     if processes() == 1: yield; return
@@ -350,15 +359,28 @@ def fit(
     progress:bool=True,         # a line an epoch, a bar on a terminal
     device:str|None=None,       # None: a GPU if there is one
 ) -> Path:                      # `folder/model`
-    "Train SPKLIP on a data set's training split (section 4.1), alone or with other processes. Resumes; a finished run is left as it is."
-    config, folder = preset.train, Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    """Train SPKLIP on a data set's training split (section 4.1), alone or with other processes. Resumes; a finished run is left as it is.
+
+    Raises ValueError for a folder of another run, or one in which somebody else trains, and for a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available(): raise ValueError("device='cuda': torch finds no GPU that it can use")
+    folder, accelerator = Path(folder), Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    folder.mkdir(parents=True, exist_ok=True)
     there = from_all([(folder/"model"/"history.json").exists(), *sorted(e.name for e in folder.glob("epoch-*"))])
     if any(found != there[0] for found in there): raise ValueError(f"{folder}: all processes have to see one folder, but in it they find {there}")
-    if there[0][0]: return folder/"model"
-    main, segments = accelerator.is_main_process, segments_of(preset.model)
+    belongs(folder, run_of(preset, data, seed, start))
+    if not there[0][0]:
+        with one_at_a_time(folder) if accelerator.is_main_process else nullcontext(): go_on(preset, data, folder, seed, start, progress, accelerator)
+    return folder/"model"
+
+# %% ../nbs/04_train.ipynb #9d0c5e04
+def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, accelerator:Accelerator) -> None: # as `fit` has them
+    "Train from the last complete epoch to the end."
+    config, main, segments = preset.train, accelerator.is_main_process, segments_of(preset.model)
     train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), config.hold_out)
     validation = open_clips(data, "validation", segments)
+    if config.flip and any(mirrored(p) != p for p in train.prompts):
+        config = replace(config, flip=0.) # mirrored, a clip would show another class
+        if main: print("not mirrored: some classes are told apart by left and right", flush=True)
     loader = train_loader(train, config)
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=train.height, width=train.width), train, start).to(accelerator.device)
@@ -380,12 +402,12 @@ def fit(
         core.save_pretrained(folder/"model")
         write_json(folder/"model"/"history.json", history) # last, and whole: it says that the run is finished
     accelerator.wait_for_everyone()
-    return folder/"model"
 
 # %% ../nbs/04_train.ipynb #42a587fc
 def run_of(preset:Preset, data:str|Path, seed:int=0, start:str|Path|None=None) -> dict: # the run's whole configuration
-    "What identifies a training: a data set and a model to start from by what is in them."
-    return dict(preset=preset, data=fingerprint(data), seed=seed, start=sha256((Path(start)/"model.safetensors").read_bytes()).hexdigest() if start else "")
+    "What identifies a training: a data set and a model to start from by what is in them. Raises FileNotFoundError where there is none."
+    if start and not (weights := Path(start)/"model.safetensors").is_file(): raise FileNotFoundError(f"{start} is no model: model.safetensors is missing")
+    return dict(preset=preset, data=fingerprint(data), seed=seed, start=sha256(weights.read_bytes()).hexdigest() if start else "")
 
 def train_and_test(
     preset:Preset,            # sizes
@@ -396,10 +418,10 @@ def train_and_test(
 ) -> tuple:                   # metrics on the test split with the history, folder of the model
     "Train with one seed, then look at the test split once."
     def make(at):
-        model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress))
+        model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress), "cuda" if torch.cuda.is_available() else "cpu")
         segments = segments_of(preset.model)
         _, kept_back = hold_out(open_clips(data, "train", segments), preset.train.hold_out)
-        return dict(evaluate(model, open_clips(data, "test", segments)).metrics(), seen_top1=evaluate(model, kept_back).top(1),
+        return dict(evaluate(model, open_clips(data, "test", segments)).metrics(), seen_top1=evaluate(model, kept_back).top(1) if len(kept_back) else None,
                     history=json.loads((at/"model"/"history.json").read_text()))
     run = run_of(preset, data, seed, start)
     return cached("train", run, make), run_folder("train", run)/"model"

@@ -89,10 +89,19 @@ def test_a_kind_that_is_none_is_named():
 
 def test_patches_are_a_matrix_on_all_pixels_of_all_frames():
     torch.manual_seed(0)
-    layer, x = Patches(5, BaselineConfig("xclip", patch=4, width=8)), torch.rand(2, 5, 8, 12)
+    layer, x = Patches(5, BaselineConfig("xclip", patch=4, width=8, exposures=False)), torch.rand(2, 5, 8, 12)
     out = layer(x)
     assert out.shape == (2, 8, 2, 3)
     assert torch.allclose(out[1, :, 1, 2], layer.weight.flatten(1) @ x[1, :, 4:8, 8:12].flatten() + layer.bias, atol=1e-5)
+
+
+def test_patches_start_as_those_of_the_mean_frame():
+    torch.manual_seed(0)
+    layer, x = Patches(5, BaselineConfig("xclip", patch=4, width=8)), torch.rand(2, 5, 8, 12)
+    assert torch.allclose(layer(x), layer(x.mean(1, keepdim=True).expand_as(x)), atol=1e-5)
+    scattered = Patches(5, BaselineConfig("xclip", patch=4, width=8, exposures=False))
+    assert not torch.allclose(scattered(x), scattered(x.mean(1, keepdim=True).expand_as(x)), atol=1e-2)
+    assert layer.weight.is_contiguous() and layer.weight.requires_grad
 
 
 def test_temporal_enhancement_and_difference_against_loops():

@@ -1,6 +1,7 @@
 "Three ways of counting agree; joules by hand; counters that wrap."
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,6 +187,10 @@ def test_rapl_wraps_around(tmp_path):
     assert counter() == pytest.approx((150 + 20)/1e6) # sub-domains are inside their package
     (tmp_path/"intel-rapl:0"/"energy_uj").write_text("40\n")
     assert counter() == pytest.approx((150 + 20 + 990)/1e6)
+    (tmp_path/"intel-rapl:1"/"name").write_text("psys\n") # counts the packages again
+    counter = rapl(tmp_path)
+    (tmp_path/"intel-rapl:0"/"energy_uj").write_text("45\n"); (tmp_path/"intel-rapl:1"/"energy_uj").write_text("70\n")
+    assert counter() == pytest.approx(5/1e6)
 
 def test_no_counter_is_said(tmp_path, capsys, monkeypatch):
     assert rapl(tmp_path) is None and rapl(tmp_path/"missing") is None
@@ -195,11 +200,12 @@ def test_no_counter_is_said(tmp_path, capsys, monkeypatch):
     assert measured_joules(lambda: 1/0) is None and "no energy counter for cpu" in capsys.readouterr().out
 
 def test_nvml(monkeypatch):
-    "Millijoules of the driver become joules; a GPU without the counter is none."
-    millijoules = [5000]
+    "Millijoules of the driver become joules, of the GPU that torch means; one without the counter is none."
+    millijoules = {"GPU-b": 5000}
+    monkeypatch.setattr(energy.torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="ba"[index]))
     class Driver:
         nvmlInit = staticmethod(lambda: None)
-        nvmlDeviceGetHandleByIndex = staticmethod(lambda index: index)
+        nvmlDeviceGetHandleByUUID = staticmethod(lambda uuid: uuid)
         nvmlDeviceGetTotalEnergyConsumption = staticmethod(lambda gpu: millijoules[gpu])
     monkeypatch.setitem(sys.modules, "pynvml", Driver)
     assert energy.nvml(0)() == 5.0 and energy.nvml(1) is None

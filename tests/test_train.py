@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import spklip.train as train
-from spklip.data.datasets import SpikeDataset
+from spklip.data.datasets import SpikeDataset, read_metadata, write_metadata
 from spklip.data.scenes import SpikeActions, generate
 from spklip.lab import runs
 from spklip.lab.figures import confusion_counts
@@ -27,6 +27,14 @@ def data(tmp_path_factory):
     return generate(TINY.scenes, tmp_path_factory.mktemp("data")/"actions", progress=False)
 
 
+def copy_of(data, folder, changes): # of metadata, by row
+    folder.mkdir()
+    write_metadata(folder, [row | {name: change(row) for name, change in changes.items()} for row in read_metadata(data)])
+    for path in data.glob("*.dat"): (folder/path.name).symlink_to(path)
+    for path in (p for p in data.iterdir() if p.is_dir()): (folder/path.name).symlink_to(path)
+    return folder
+
+
 def weights(folder):
     return SPKLIP.from_pretrained(folder).state_dict()
 
@@ -40,7 +48,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(data, tmp_path, monkeypatch
         if len(calls) == 2: raise KeyboardInterrupt
     monkeypatch.setattr(train, "save_epoch", interrupt)
     with pytest.raises(KeyboardInterrupt): fit(preset, data, tmp_path/"cut", seed=1, progress=False, device="cpu")
-    assert [p.name for p in (tmp_path/"cut").iterdir()] == ["epoch-002"]
+    assert [p.name for p in (tmp_path/"cut").glob("epoch*")] == ["epoch-002"]
     resumed = fit(preset, data, tmp_path/"cut", seed=1, progress=False, device="cpu")
     assert len(calls) == 3                                        # one epoch was left to do
     a, b = weights(whole), weights(resumed)
@@ -179,7 +187,40 @@ def test_what_is_held_back_is_not_trained_on(data):
 def test_errors_come_first(data, tmp_path):
     with pytest.raises(ValueError, match="no preset 'desktop': smoke, laptop, gpu, paper"): preset_of("desktop")
     with pytest.raises(ValueError, match="batch_size=1"): TrainConfig(batch_size=1)
-    with pytest.raises(FileNotFoundError, match="config.json is missing"): fit(TINY, data, tmp_path/"x", start=tmp_path, progress=False)
+    with pytest.raises(FileNotFoundError, match="model.safetensors is missing"): fit(TINY, data, tmp_path/"x", start=tmp_path, progress=False)
+
+
+def test_a_folder_belongs_to_one_run(data, tmp_path):
+    once = replace(TINY, train=replace(TINY.train, epochs=1, batch_size=8))
+    model = fit(once, data, tmp_path/"run", progress=False, device="cpu")
+    assert fit(once, data, tmp_path/"run", progress=False, device="cpu") == model
+    twice = replace(once, train=replace(once.train, epochs=2))
+    with pytest.raises(ValueError, match="of another run: its preset.train.epochs is 1, not 2; seed is 0, not 7"): fit(twice, data, tmp_path/"run", seed=7, progress=False)
+    other = generate(replace(TINY.scenes, seed=1), tmp_path/"other", progress=False)
+    with pytest.raises(ValueError, match="its data is"): fit(once, other, tmp_path/"run", progress=False, device="cpu")
+
+
+def test_two_do_not_train_in_one_folder(data, tmp_path):
+    with train.one_at_a_time(tmp_path), pytest.raises(ValueError, match="another process trains here"): fit(TINY, data, tmp_path, progress=False, device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(data, tmp_path):
+    with pytest.raises(ValueError, match="no GPU"): fit(TINY, data, tmp_path, device="cuda")
+
+
+def test_classes_told_apart_by_a_side_are_not_mirrored(data, tmp_path, monkeypatch, capsys):
+    turned, seen = copy_of(data, tmp_path/"turned", {"prompt": lambda r: f"a person turns {['left', 'right'][r['label'] == SpikeDataset(data).classes[0]]}"}), []
+    monkeypatch.setattr(train, "train_epoch", lambda model, optimizer, loader, config, *more: seen.append(config.flip) or 0.)
+    once = replace(TINY, train=replace(TINY.train, epochs=1, batch_size=8))
+    for clips, name in ((data, "a"), (turned, "b")): fit(once, clips, tmp_path/name, device="cpu")
+    assert seen == [TINY.train.flip, 0.] and TINY.train.flip > 0 and "told apart by left and right" in capsys.readouterr().out
+
+
+def test_nothing_need_be_held_out(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path))
+    metrics, _ = train_and_test(replace(TINY, train=replace(TINY.train, epochs=1, batch_size=8, hold_out=0.)), data, progress=False)
+    assert metrics["seen_top1"] is None and 0 <= metrics["top1"] <= 1
 
 
 def test_presets_keep_every_part_on():

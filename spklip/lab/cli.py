@@ -89,22 +89,27 @@ def view(args) -> None:
     print(f"{out}: {args.what}, " + (f"frame {frame}" if len(images) == 1 else f"{len(images)} frames of {len(stream)}, {args.fps} a second"))
 
 # %% ../../nbs/lab/04_cli.ipynb #f609358a
-def data(args) -> None:
+def data(args) -> int|None: # exit code
     "spklip data KIND FOLDER: make SpikeActions, Weizmann or ARID, or check what is in a folder."
     if args.kind == "check": return check(args.folder)
     if args.kind == "spike-actions":
+        from dataclasses import replace
         from spklip.data.scenes import SpikeActions, generate
         from spklip.train import preset_of
         own = {name: value for name in ("classes", "domain", "height", "width") if (value := getattr(args, name))}
-        generate(SpikeActions(**own, seed=args.seed) if own else preset_of(args.preset).scenes, args.folder, device=args.device)
+        if own and args.preset: raise ValueError(f"--preset {args.preset} has sizes of its own: leave it out, or {', '.join(f'--{name}' for name in own)}")
+        scenes = SpikeActions(**own, seed=args.seed) if own else replace(preset_of(args.preset or "laptop").scenes, seed=args.seed)
+        generate(scenes, args.folder, device=args.device)
         return check(args.folder)
     from spklip.data import video
     from spklip.data.conversion import Encoding, convert
     from spklip.lab.notebooks import real_data
     source = args.source or real_data({"weizmann": "weizmann/silhouettes.npz", "arid": "arid"}[args.kind])
     if source is None or not Path(source).exists(): raise FileNotFoundError(f"{args.kind}: its source is not here; give --source")
-    convert(getattr(video, args.kind)(source, seed=args.seed), args.folder, Encoding(height=args.height or 32, width=args.width or 40))
+    failed = convert(getattr(video, args.kind)(source, seed=args.seed), args.folder, Encoding(height=args.height or 32, width=args.width or 40))
     check(args.folder)
+    if failed: print(f"spklip data: {len(failed):,} clips failed: {failed[0]['reason']} ({args.folder}/failed.jsonl)", file=sys.stderr)
+    return int(bool(failed))
 
 def check(folder) -> None:
     "Print what a data set holds. Raises StreamError naming what is wrong with it."
@@ -232,32 +237,38 @@ def model_at(folder) -> Path:
     return folder
 
 def trained(folder):
-    "A model from its folder."
+    "A model from its folder, on a GPU if there is one."
+    import torch
     from spklip.stcl import SPKLIP
-    return SPKLIP.from_pretrained(model_at(folder))
+    return SPKLIP.from_pretrained(model_at(folder), "cuda" if torch.cuda.is_available() else "cpu")
 
+# %% ../../nbs/lab/04_cli.ipynb #1f17782f
 def evaluate(args) -> None:
     "spklip evaluate --model FOLDER --data FOLDER: top-1, top-5, in-batch accuracy."
-    from spklip.data.datasets import SpikeDataset
-    from spklip.train import evaluate
-    clips = SpikeDataset(args.data, split=args.split)
+    from spklip.data.datasets import read_metadata
+    from spklip.data.frames import open_clips
+    from spklip.train import evaluate, segments_of
+    read_metadata(args.data) # a wrong folder is told before a model is read
+    model = trained(args.model)
+    clips = open_clips(args.data, args.split, segments_of(model.config))
     print(f"{args.data}, {args.split}: {len(clips.classes)} classes")
-    for name, value in evaluate(trained(args.model), clips).metrics().items(): print(f"{name:12} {value:.4g}")
+    for name, value in evaluate(model, clips).metrics().items(): print(f"{name:12} {value:.4g}")
 
 def classify(args) -> None:
     "spklip classify FILE.dat --labels 'a, b': which sentence says what the recording shows, as one clip or, with --stream, window by window?"
     import torch
     from spklip.data.streams import StreamError, clip_index
     from spklip.camera import unpack
+    from spklip.train import segments_of
     stream, labels = recording(args), [label.strip() for label in args.labels.split(",") if label.strip()]
     if len(labels) < 2: raise ValueError("--labels wants two sentences or more, with commas between them")
     model = trained(args.model)
-    if len(stream) < 250: raise StreamError(f"{stream.path}: {len(stream)} frames, a clip needs 250")
+    if len(stream) < (need := 10*(segments := segments_of(model.config))): raise StreamError(f"{stream.path}: {len(stream)} frames, a clip needs {need}")
     if args.stream: return follow(args, model, stream, labels)
     if args.out or args.window or args.hop: raise ValueError("--window, --hop and --out are for --stream")
     if (model.config.height, model.config.width) != (stream.height, stream.width):
         print(f"note: the model learnt from {model.config.height} x {model.config.width} pixels, this is {stream.height} x {stream.width}", file=sys.stderr)
-    clip = unpack(torch.from_numpy(stream.packed(clip_index(len(stream)))), stream.height, stream.width)
+    clip = unpack(torch.from_numpy(stream.packed(clip_index(len(stream), segments))), stream.height, stream.width)
     found = model.classify(clip[None], labels)[0].tolist()
     for p, label in sorted(zip(found, labels), reverse=True): print(f"{p:6.1%}  {label}")
 
@@ -297,12 +308,11 @@ def asked(
     args:argparse.Namespace, # folder, model, split, index
 ) -> tuple:                  # model, clips, identity and place of their index, and why it cannot answer; empty when it can
     "Which index a command line names."
-    import torch
     from spklip.data.datasets import SpikeDataset, read_metadata
     from spklip.retrieval import identity, stale
     from spklip.train import segments_of
     read_metadata(args.folder) # a wrong folder is told before a model is read
-    model = trained(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = trained(args.model)
     clips, of = SpikeDataset(args.folder, args.split, segments_of(model.config)), identity(model_at(args.model), args.folder, args.split)
     at = Path(args.index or Path(args.folder)/"index"/f"{of['split']}-{of['model']}")
     return model, clips, of, at, stale(at, of)
@@ -351,14 +361,16 @@ def save_sheet(path, query, clips, numbers, scores) -> None:
 # %% ../../nbs/lab/04_cli.ipynb #d8d088ce
 def on_own_data(args) -> tuple: # the main notebook's parameters, what is added to its results' names
     "What `--data`, `--start` and `--name` mean to the main notebook."
-    values, name = {"start": args.start} if args.start else {}, args.name or ""
+    from spklip.lab.notebooks import root
+    def at(folder): # as notebooks, which run at the project's top, find it
+        folder = Path(folder).absolute()
+        return str(folder.relative_to(root()) if folder.is_relative_to(root()) else folder)
+    values, name = {"start": at(model_at(args.start))} if args.start else {}, args.name or ""
     if args.data:
         from spklip.data.datasets import read_metadata
-        from spklip.lab.notebooks import root
         for seed in range(args.seeds or 1): read_metadata(args.data.format(seed=seed)) # now, not in the notebook's fifth cell
         name = name or Path(args.data.format(seed="")).name.strip("-_")
-        folder = Path(args.data).absolute()
-        values |= {"data": str(folder.relative_to(root()) if folder.is_relative_to(root()) else folder), "name": name}
+        values |= {"data": at(args.data), "name": name}
     return values, name
 
 # %% ../../nbs/lab/04_cli.ipynb #d809f45f
@@ -380,9 +392,10 @@ def bench(args) -> None:
     from spklip.bench import bench, changes, write_bench
     from spklip.lab.notebooks import root
     earlier = pd.read_csv(args.against) if args.against else None
+    if earlier is not None and not {"case", "ms"} <= set(earlier): raise ValueError(f"{args.against}: no table of `spklip bench`, it has no columns case and ms")
     rows, rates = bench(args.only and args.only.split(","), args.small, args.device, lambda line: print(line, flush=True))
-    if earlier is not None: print("\n".join(changes(rows, earlier)))
     print(write_bench(rows, rates, args.out or root()/"outputs"/("smoke/bench" if args.small or args.only else "bench"), args.device))
+    if earlier is not None: print("\n".join(changes(rows, earlier)))
 
 # %% ../../nbs/lab/04_cli.ipynb #5f9346ac
 class Parser(argparse.ArgumentParser):
@@ -458,7 +471,7 @@ def making(commands) -> None:
     p = add(commands, data, "spklip data spike-actions data/actions --preset laptop")
     p.add_argument("kind", choices=("spike-actions", "weizmann", "arid", "check"), help="what to make; check looks a folder over")
     p.add_argument("folder", metavar="FOLDER", help="the data set")
-    p.add_argument("--preset", choices=PRESETS, default="laptop", help="size of spike-actions (laptop)")
+    p.add_argument("--preset", choices=PRESETS, help="size of spike-actions (laptop)")
     p.add_argument("--classes", type=count, help="spike-actions of your own instead of a preset: 51 is all")
     p.add_argument("--domain", choices=("sim", "real"), help="the same: converted video, or a camera in a laboratory")
     p.add_argument("--device", default="cpu", help="where spike-actions are drawn: cpu or cuda (cpu)")
@@ -550,7 +563,7 @@ def asking(commands) -> None:
     p = add(commands, reproduce, "spklip reproduce --preset laptop --only 04_train --seeds 3")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="(laptop)")
     p.add_argument("--only", metavar="NUMBERS", help="notebooks to run instead of all: 04_train is the main one, 05,06 are the spiking encoder and its energy")
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter of the notebooks, such as scratch=1; can be repeated")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter of the notebooks, such as scratch=3; can be repeated")
     p.add_argument("--seeds", type=count, metavar="N", help="train with seeds 0 to N-1 (each notebook's own)")
     p.add_argument("--data", metavar="FOLDER", help="a data set of your own instead of SpikeActions; {seed} in it stands for the seed")
     p.add_argument("--start", metavar="MODEL", help="folder of a model to start from, instead of from scratch")
@@ -562,7 +575,7 @@ def timing(commands) -> None:
     p = add(commands, bench, "spklip bench --against outputs/bench/bench.csv")
     p.add_argument("--only", metavar="NAME,NAME", help="cases to time: beginnings of their names, such as decode,search (all)")
     p.add_argument("--small", action="store_true", help="small sizes, to try it in a minute")
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what works: cpu or cuda (cpu)")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where ours runs: cpu or cuda (cpu)")
     p.add_argument("--against", metavar="FILE.csv", help="an earlier table: say what got slower")
     p.add_argument("--out", metavar="FOLDER", help="table, picture and machine (outputs/bench; outputs/smoke/bench for a part or small sizes)")
 

@@ -44,7 +44,7 @@ PARTS = (
     Part("Figure 5", "What moves inside", "10_dynamics", ("figure5_dynamics",), ("dynamics_heatmaps",), words=("dynamics",)),
     Part("Table 5", "Text to video, and back", "08_retrieval", ("table5_retrieval", "retrieval_controls", "retrieval_words"),
          ("retrieval_curve", "retrieval_sheet", "retrieval_sheet_printed", "retrieval_words"), words=("retrieval",)),
-    Part("A.7", "The encoder in spikes", "05_fsve", ("fsve",), ("fsve_steps", "fsve_firing")),
+    Part("A.7", "The encoder in spikes", "05_fsve", ("fsve",), ("fsve_steps", "fsve_firing"), words=("fsve",)),
     Part("Table 6", "Where its energy goes", "06_energy", ("energy_table6",), ("energy_layers", "energy_accuracy", "energy_break_even"), words=("energy",)),
     Part("A.8", "Frames between frames", "data/04_interpolation", ("interpolation",), ("interpolation",)),
     Part("A.1 and A.8.2", "From video to spikes and back", "data/05_conversion", ("conversion_tfi",), ("conversion",)))

@@ -72,9 +72,9 @@ def whole(
         steps.append(Step(notebook, ({"seeds": 3} | values) if main and values["preset"] != "smoke" else values))
         if not main or values["preset"] == "smoke": continue
         for name, folder in REAL.items():
-            lost = [f for s in range(3) if not (root()/(f := folder.format(seed=s))/"metadata.jsonl").exists()]
+            lost = [f for s in range(values.get("seeds", 3)) if not (root()/(f := folder.format(seed=s))/"metadata.jsonl").exists()]
             if lost: print(f"left out: 04_train on {name}, for want of {lost[0]}; `spklip data {name} {lost[0]}` makes it"); continue
-            steps.append(Step(notebook, values | dict(data=folder, name=name, start=f"outputs/{values['preset']}/model", seeds=3), name))
+            steps.append(Step(notebook, {"seeds": 3} | values | dict(data=folder, name=name, start=f"outputs/{values['preset']}/model"), name))
     return steps
 
 # %% ../../nbs/lab/07_reproduce.ipynb #ea1f02a8
@@ -104,6 +104,7 @@ def run_steps(
         start = time.time()
         run_notebook(step.notebook, out/"notebooks"/f"{Path(step.name).name}.ipynb", live=True, **step.parameters())
         took[step.name] = time.time() - start
+        known |= json.loads(kept.read_text()) if kept.exists() else {} # another process may have run other steps meanwhile
         known[step.name] = round(max(took[step.name], known.get(step.name, 0)), 1) # a run from the cache tells nothing of one without
         write_json(kept, dict(sorted(known.items())))
     print(f"{len(steps)} notebooks in {(time.time() - began)/60:.0f} min; all of it: {write_report(preset).relative_to(root())}")

@@ -12,9 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean, stdev
 import pandas as pd
+from filelock import FileLock
 from .notebooks import root
 from .paper import Number
-from .runs import atomic, write_json
+from .runs import atomic, runs_folder, write_json
 
 # %% ../../nbs/lab/02_tables.ipynb #3437d92d
 STATUSES = ("reproduced", "contradicted", "needs data", "ours")
@@ -156,11 +157,12 @@ class Results:
         **more,            # anything else worth keeping: data fingerprint, clips
     ) -> dict:             # the notebook's entry
         "Put a notebook's entry into manifest.json; the other notebooks' stay."
-        path = self.folder/"manifest.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        kept[notebook] = {**commit(), **machine(device), "seeds": list(seeds), "seconds": round(seconds, 1), **more, "packages": installed()}
-        write_json(path, dict(sorted(kept.items())))
-        return kept[notebook]
+        path, entry = self.folder/"manifest.json", {**commit(), **machine(device), "seeds": list(seeds), "seconds": round(seconds, 1), **more, "packages": installed()}
+        runs_folder().mkdir(parents=True, exist_ok=True)
+        with FileLock(runs_folder()/".manifest"): # notebooks that run at once
+            kept = json.loads(path.read_text()) if path.exists() else {}
+            write_json(path, dict(sorted((kept | {notebook: entry}).items())))
+        return entry
 
 # %% ../../nbs/lab/02_tables.ipynb #57e4a006
 def says(
