@@ -3,9 +3,14 @@ import argparse, json, shlex, subprocess, sys
 from dataclasses import replace
 import numpy as np, pytest
 from PIL import Image
+from spklip.data import conversion, scenes, video
+from spklip.data.datasets import SpikeDataset
+from spklip.data.scenes import SpikeActions, generate
 from spklip.data.streams import write_dat
 from spklip import train
 from spklip.lab import cli
+from spklip.lab.notebooks import root
+from spklip.stcl import SPKLIP, learn_wordpiece
 
 COMMANDS = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
 
@@ -135,3 +140,51 @@ def test_a_model_the_whole_way(tmp_path, monkeypatch, capsys):
     assert cli.main(["classify", str(clip), "--model", "run/model", "--labels", "a person walks, a person waves one hand"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and abs(sum(float(l.split("%")[0]) for l in lines) - 100) < 0.2
+
+def test_a_model_of_other_clips_reads_clips_of_its_length(tmp_path, monkeypatch, capsys):
+    "Three sub-blocks need 160 frames: a set and a recording of so many will do, and a longer recording is not cut to 250."
+    monkeypatch.chdir(tmp_path)
+    smoke = train.preset_of("smoke").model
+    model = SPKLIP(replace(smoke, hsfe=replace(smoke.hsfe, n_blocks=3)), learn_wordpiece(["a person walks", "a person waves"], 256))
+    model.save_pretrained("three")
+    clips = generate(SpikeActions(classes=2, train=4, validation=4, test=4, segments=16), "clips", progress=False)
+    assert cli.main("evaluate --model three --data clips".split()) == 0
+    top1 = float(next(l for l in capsys.readouterr().out.splitlines() if l.startswith("top1")).split()[1])
+    assert top1 == pytest.approx(train.evaluate(model, SpikeDataset(clips, "test", 16)).top(1), abs=1e-3)
+    recording = next(clips.rglob("*.dat"))
+    assert cli.main(["classify", str(recording), "--model", "three", "--labels", "a person walks, a person waves"]) == 0
+    monkeypatch.setattr(cli, "recording", lambda args: Short(recording))
+    capsys.readouterr()
+    assert "150 frames, a clip needs 160" in fails(capsys, "classify", str(recording), "--model", "three", "--labels", "a, b")
+
+class Short: # a recording of 150 frames
+    def __init__(self, path): self.path, self.height, self.width, self.rate_hz = path, 32, 40, None
+    def __len__(self): return 150
+
+def test_a_preset_s_data_take_the_seed_and_no_sizes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(scenes, "generate", lambda config, *more, **how: seen.append(config)); monkeypatch.setattr(cli, "check", lambda folder: None)
+    for words in ("--preset smoke --seed 1", "--seed 2", "--classes 3 --seed 3"): assert not cli.main(f"data spike-actions out {words}".split())
+    assert seen == [replace(train.preset_of("smoke").scenes, seed=1), replace(train.preset_of("laptop").scenes, seed=2), SpikeActions(classes=3, seed=3)]
+    assert "--preset gpu has sizes of its own: leave it out, or --height" in fails(capsys, *"data spike-actions out --preset gpu --height 120".split())
+
+def test_clips_that_failed_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(conversion, "convert", lambda *how: [dict(file="a.avi", reason="a.avi: cannot be read")]); monkeypatch.setattr(cli, "check", lambda folder: None)
+    monkeypatch.setattr(video, "weizmann", lambda source, seed: [])
+    (tmp_path/"s.npz").touch()
+    assert "1 clips failed: a.avi: cannot be read" in fails(capsys, "data", "weizmann", str(tmp_path/"out"), "--source", str(tmp_path/"s.npz"), code=1)
+
+def test_a_start_is_looked_for_at_once_and_from_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "mine: no model here" in fails(capsys, "reproduce", "--start", "mine")
+    (tmp_path/"mine").mkdir(); (tmp_path/"mine"/"config.json").touch()
+    values, _ = cli.on_own_data(cli.parser().parse_args(["reproduce", "--start", "mine"]))
+    assert values == {"start": str(tmp_path/"mine")}
+    values, _ = cli.on_own_data(cli.parser().parse_args(["reproduce", "--start", str(root()/"outputs"/"laptop"/"model")]))
+    assert values == {"start": "outputs/laptop/model"} # as tables name it, on any machine
+
+def test_what_is_no_benchmark_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("spklip.bench.bench", lambda *how: pytest.fail("timed first"))
+    (tmp_path/"a.csv").write_text("x,y\n1,2\n")
+    assert "no table of `spklip bench`" in fails(capsys, "bench", "--against", str(tmp_path/"a.csv"))

@@ -1,5 +1,5 @@
 "The lab: parameters, cached runs, verdicts, manifests, and a whole `spklip reproduce` on a project of two cells."
-import hashlib, json, os, platform, signal, subprocess, sys, time
+import hashlib, json, os, platform, signal, subprocess, sys, threading, time
 from dataclasses import make_dataclass
 import nbformat, pytest
 from hypothesis import given, settings, strategies as st
@@ -90,6 +90,31 @@ def test_workers_keep_runs_where_the_caller_does(tmp_path, monkeypatch):
         monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/place))
         runs.side_by_side(note_where, {k: (f"{place}{k}",) for k in "123456"}, at_once=2)
         assert sorted(r["result"] for r in runs.finished()) == [f"{place}{k}" for k in "123456"]
+
+def test_a_folder_is_of_one_configuration(tmp_path):
+    config = dict(train=dict(epochs=3, lr=1e-3), seed=0)
+    for _ in range(2): runs.belongs(tmp_path/"run", config)
+    with pytest.raises(ValueError, match=r"of another run: its train.epochs is 3, not 4; more is None, not 1; name another"):
+        runs.belongs(tmp_path/"run", dict(train=dict(epochs=4, lr=1e-3), seed=0, more=1))
+    assert runs.differences(dict(a=[1, 2]), dict(a=[1, 2])) == []
+
+def test_who_waits_says_so(tmp_path, capsys):
+    with runs.when_free(tmp_path/".lock"): pass
+    assert capsys.readouterr().out == ""
+    with runs.when_free(tmp_path/".lock"):
+        other = threading.Thread(target=lambda: runs.when_free(tmp_path/".lock").__enter__(), daemon=True); other.start(); other.join(0.5)
+    assert "another process makes it; waiting" in capsys.readouterr().out
+
+def test_sigterm_ends_as_ctrl_c_does():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), runs.stopped_by_sigterm(): os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+def test_seeds_asked_for_are_those_of_real_video_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduce, "REAL", {"weizmann": str(tmp_path/"{seed}")})
+    (tmp_path/"0").mkdir(); (tmp_path/"0"/"metadata.jsonl").touch()
+    seeds = {s.name: s.values.get("seeds") for s in reproduce.whole({"preset": "laptop", "seeds": 1})}
+    assert seeds["04_train"] == seeds["04_train_weizmann"] == 1 and "04_train_weizmann" not in {s.name for s in reproduce.whole({"preset": "laptop"})}
 
 def test_fingerprint_sees_every_change(tmp_path):
     with pytest.raises(FileNotFoundError, match="no metadata.jsonl"): runs.fingerprint(tmp_path)

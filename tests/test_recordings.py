@@ -1,5 +1,6 @@
 "Recordings of real cameras: any file opens as what it is, defects are found and nothing else, samples are cut once and whole"
 import csv, json, os, pickle, subprocess, sys
+from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -234,6 +235,11 @@ def films(folder, height=24, width=32, frames=60, classes=("left", "right"), peo
     return folder_sources(folder, height=height, width=width, flip_rows=True)
 
 CUT = Cut(frames=20, height=16, width=24)
+
+def test_a_row_that_no_data_set_takes_is_told_before_anything_is_cut(tmp_path):
+    sources = [replace(s, split="val") for s in films(tmp_path/"films")]
+    with pytest.raises(StreamError, match="1.dat: 'split' is 'val'"): slice_recordings(sources, tmp_path/"set", CUT, progress=False)
+    assert not (tmp_path/"set").exists()
 
 def test_samples_are_the_frames_they_say(tmp_path):
     sources = films(tmp_path/"films")

@@ -309,6 +309,12 @@ def test_nothing_else_is_replaced(tiny, model, tmp_path):
         with pytest.raises(ValueError, match="exists and is no index"): Index.build(model, of, clips, tmp_path/place)
     assert (tmp_path/"mine"/"thesis.txt").read_text() == "years"
 
+def test_what_a_kill_leaves_is_no_obstacle(tiny, model, tmp_path):
+    part = tmp_path/"index.part"; part.mkdir()
+    (part/"index.4242.tmp.json").write_text('{"of"') # of one that was killed while it noted what is done
+    Index.build(model, identity(MODEL, tiny), SpikeDataset(tiny), tmp_path/"index")
+    assert {p.name for p in (tmp_path/"index").iterdir()} == {"index.json", "embeddings.npy"}
+
 def test_two_at_once(tiny, model, tmp_path):
     (tmp_path/"index.part").mkdir()
     with FileLock(tmp_path/"index.part"/".lock"), pytest.raises(ValueError, match="another process is making this index"):
