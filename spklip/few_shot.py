@@ -162,7 +162,7 @@ def stored_features(
         with atomic(folder/"features.safetensors") as part: save_file({"features": found}, part)
         return list(found.shape)
     run = dict(model=sha256((Path(start)/"model.safetensors").read_bytes()).hexdigest(), data=fingerprint(data), split=split,
-               views=views, shift=config.shift, flip=config.flip, norms=norms, chosen=chosen, **({"thresholds": config.thresholds} if config.thresholds > 1 else {}))
+               views=views, shift=config.shift, flip=config.flip, thresholds=config.thresholds, norms=norms, chosen=chosen)
     cached("features", run, make)
     return load_file(run_folder("features", run)/"features.safetensors")["features"]
 

@@ -162,7 +162,7 @@ class IntegerLIF(nn.Module):
 
     def forward(self, current:Tensor, steps:int|None=None) -> Tensor: # x [T,...], or [1,...] that stays for `steps` -> [T,...], 0, theta, ... levels*theta
         currents = current.unbind()*(steps or 1) if len(current) == 1 else current.unbind()
-        if len(currents) > 1: currents = [x.float() for x in currents] # in 16 bits a membrane would forget small currents
+        if len(currents) > 1: currents = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in currents] # in 16 bits a membrane would forget small currents
         u, spikes = currents[0], [Rounded.apply(currents[0], self.quantum, self.levels)]
         for x in currents[1:]:
             u = self.decay*(u - spikes[-1]) + x

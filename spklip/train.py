@@ -6,8 +6,7 @@
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored',
            'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16', 'sentences_of', 'train_epoch',
            'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'only', 'hold_out',
-           'train_loader', 'one_at_a_time', 'one_for_all', 'fit', 'go_on', 'run_of', 'train_and_test', 'at_once',
-           'train_all']
+           'train_loader', 'one_for_all', 'fit', 'go_on', 'run_of', 'train_and_test', 'at_once', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -16,7 +15,6 @@ import math
 import random
 import re
 import shutil
-import signal
 import sys
 import time
 from contextlib import contextmanager, nullcontext
@@ -28,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
@@ -41,7 +38,7 @@ from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
 from .lab.processes import Share, from_all, join_norms, joined, process, processes, share_of
-from .lab.runs import belongs, cached, digest, fingerprint, is_finished, one_thread, run_folder, side_by_side, write_json
+from .lab.runs import belongs, cached, digest, fingerprint, is_finished, locked, one_thread, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, spiking
 
@@ -330,24 +327,15 @@ def train_loader(train:SpikeDataset, config:TrainConfig) -> DataLoader: # of thi
     return DataLoader(train, batch_sampler=Share(batches), num_workers=config.workers, pin_memory=torch.cuda.is_available())
 
 @contextmanager
-def one_at_a_time(folder:Path): # of the run
-    "Keep a second training out of a run's folder."
-    try:
-        with FileLock(folder/".training", timeout=0): yield
-    except Timeout: raise ValueError(f"{folder}: another process trains here") from None
-
-@contextmanager
 def one_for_all(folder:Path, epoch:int): # of the run; counts from 0
     "Say what is kept where one of several processes ends: the others then lose their connection, or the launcher stops them."
     if processes() == 1: yield; return
-    def stopped(number, frame): raise RuntimeError("the launcher stops it")
-    before = signal.signal(signal.SIGTERM, stopped)
-    try: yield
+    try:
+        with stopped_by_sigterm(RuntimeError("the launcher stops it")): yield
     except RuntimeError as error:
         kept = max((int(e.name.removeprefix("epoch-")) for e in folder.glob("epoch-*")), default=0) # written, not just trained
         raise RuntimeError(f"process {process()} of {processes()} ends in epoch {epoch + 1} ({str(error).splitlines()[0]}); "
                            f"{kept} complete epochs are kept, and the same command goes on from there") from error
-    finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/04_train.ipynb #9d0c5e03
 def fit(
@@ -369,7 +357,7 @@ def fit(
     if any(found != there[0] for found in there): raise ValueError(f"{folder}: all processes have to see one folder, but in it they find {there}")
     belongs(folder, run_of(preset, data, seed, start))
     if not there[0][0]:
-        with one_at_a_time(folder) if accelerator.is_main_process else nullcontext(): go_on(preset, data, folder, seed, start, progress, accelerator)
+        with locked(folder/".training", f"{folder}: another process trains here") if accelerator.is_main_process else nullcontext(): go_on(preset, data, folder, seed, start, progress, accelerator)
     return folder/"model"
 
 # %% ../nbs/04_train.ipynb #9d0c5e04

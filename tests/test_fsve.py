@@ -11,6 +11,15 @@ from spklip.fsve import (FSVEConfig, IntegerLIF, LIF, LIFConfig, Rectangle, Spik
 from spklip.stcl import SPKLIP, spiking
 from spklip.train import preset_of
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_membrane_that_counts_is_as_exact_as_its_currents_and_no_less_than_float32(dtype):
+    layer, x = IntegerLIF(LIFConfig(decay=0.5, threshold=0.5), levels=4), torch.randn(6, 5000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    u, expected = x[0].double(), []
+    for t in range(6):
+        if t: u = 0.5*(u - expected[-1]) + x[t].double()
+        expected.append((u/0.5).round().clamp(0, 4)*0.5)
+    assert layer(x).dtype == dtype and torch.equal(layer(x).double(), torch.stack(expected))
+
 def test_trace_by_hand():
     "decay 0.25, threshold 0.5: 0.3; 0.075+0.3; 0.09375+0.5 fires; 0.4; 0.1+0.4 fires at the threshold itself."
     assert LIF()(torch.tensor([0.3, 0.3, 0.5, 0.4, 0.4])).tolist() == [0, 0, 1, 0, 1]

@@ -99,10 +99,12 @@ def test_a_folder_is_of_one_configuration(tmp_path):
     assert runs.differences(dict(a=[1, 2]), dict(a=[1, 2])) == []
 
 def test_who_waits_says_so(tmp_path, capsys):
-    with runs.when_free(tmp_path/".lock"): pass
+    lock = lambda wait: runs.locked(tmp_path/".lock", "another process makes it", wait)
+    with lock(False): pass
     assert capsys.readouterr().out == ""
-    with runs.when_free(tmp_path/".lock"):
-        other = threading.Thread(target=lambda: runs.when_free(tmp_path/".lock").__enter__(), daemon=True); other.start(); other.join(0.5)
+    with lock(False):
+        with pytest.raises(ValueError, match="another process makes it"), lock(False): pass
+        other = threading.Thread(target=lambda: lock(True).__enter__(), daemon=True); other.start(); other.join(0.5)
     assert "another process makes it; waiting" in capsys.readouterr().out
 
 def test_sigterm_ends_as_ctrl_c_does():

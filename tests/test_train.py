@@ -201,7 +201,7 @@ def test_a_folder_belongs_to_one_run(data, tmp_path):
 
 
 def test_two_do_not_train_in_one_folder(data, tmp_path):
-    with train.one_at_a_time(tmp_path), pytest.raises(ValueError, match="another process trains here"): fit(TINY, data, tmp_path, progress=False, device="cpu")
+    with runs.locked(tmp_path/".training", ""), pytest.raises(ValueError, match="another process trains here"): fit(TINY, data, tmp_path, progress=False, device="cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from ..camera import pack, unpack
-from .datasets import METADATA, _fault, assign_splits, read_metadata, write_metadata
+from .datasets import METADATA, assign_splits, read_metadata, row_fault, write_metadata
 from .streams import SpikeStream, StreamError, atomic, count_frames, frame_bytes, sizes_that_fit, write_dat
 
 # %% ../../nbs/data/06_recordings.ipynb #0a19b064
@@ -524,7 +524,7 @@ def slice_recordings(
     plan, failed = plan_samples(sources, cut, **split)
     rows = [row for part in plan for row in part]
     for row in rows: # before hours are spent
-        if fault := _fault(row): raise StreamError(f"{row['source']}: {fault}")
+        if fault := row_fault(row): raise StreamError(f"{row['source']}: {fault}")
     folder.mkdir(parents=True, exist_ok=True)
     done = _done(folder, rows)
     old = len(done)

@@ -96,7 +96,8 @@ def run_steps(
     "Run notebooks one after another and say what is done and what is left; then the report. Raises papermill's error when a cell fails."
     out = root()/"outputs"/preset
     kept, took, began = out/"reproduce.json", {}, time.time()
-    known = json.loads(kept.read_text()) if kept.exists() else {}
+    read = lambda: json.loads(kept.read_text()) if kept.exists() else {}
+    known = read()
     for i, step in enumerate(steps):
         left = left_over(took, known, [s.name for s in steps[i:]])
         print(f"[{i + 1}/{len(steps)}] {step.name}, " + ", ".join(f"{k} {v}" for k, v in step.parameters().items())
@@ -104,7 +105,7 @@ def run_steps(
         start = time.time()
         run_notebook(step.notebook, out/"notebooks"/f"{Path(step.name).name}.ipynb", live=True, **step.parameters())
         took[step.name] = time.time() - start
-        known |= json.loads(kept.read_text()) if kept.exists() else {} # another process may have run other steps meanwhile
+        known |= read() # another process may have run other steps meanwhile
         known[step.name] = round(max(took[step.name], known.get(step.name, 0)), 1) # a run from the cache tells nothing of one without
         write_json(kept, dict(sorted(known.items())))
     print(f"{len(steps)} notebooks in {(time.time() - began)/60:.0f} min; all of it: {write_report(preset).relative_to(root())}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['atomic', 'write_json', 'plain', 'digest', 'fingerprint', 'runs_folder', 'run_folder', 'is_finished', 'differences',
-           'belongs', 'when_free', 'cached', 'finished', 'stopped_by_sigterm', 'side_by_side']
+           'belongs', 'locked', 'cached', 'finished', 'stopped_by_sigterm', 'side_by_side']
 
 # %% ../../nbs/lab/01_runs.ipynb #e3043694
 import hashlib, json, os, signal, threading, time, warnings
@@ -112,11 +112,17 @@ def belongs(
 
 # %% ../../nbs/lab/01_runs.ipynb #8a41c6f3
 @contextmanager
-def when_free(path:Path):
-    "A lock; who has to wait for it says so."
+def locked(
+    path:Path,       # of the lock
+    taken:str,       # what to say where another process has it
+    wait:bool=False, # then wait for it, instead of raising ValueError
+):
+    "Hold a lock."
     lock = FileLock(path)
     try: lock.acquire(timeout=0)
-    except Timeout: print(f"{path.parent}: another process makes it; waiting", flush=True); lock.acquire()
+    except Timeout:
+        if not wait: raise ValueError(taken) from None
+        print(f"{taken}; waiting", flush=True); lock.acquire()
     try: yield
     finally: lock.release()
 
@@ -130,7 +136,7 @@ def cached(
     done = folder/"done.json"
     if not is_finished(name, config):
         write_json(folder/"config.json", plain(config))
-        with when_free(folder/".lock"):
+        with locked(folder/".lock", f"{folder}: another process makes it", wait=True):
             if not is_finished(name, config): # nobody made it while this one waited
                 start = time.time()
                 result = make(folder)
@@ -164,10 +170,12 @@ def alone(name, work, arguments, runs): # -> name
 
 # %% ../../nbs/lab/01_runs.ipynb #0adbd54a
 @contextmanager
-def stopped_by_sigterm():
+def stopped_by_sigterm(
+    error:BaseException=KeyboardInterrupt(), # what it raises
+):
     "SIGTERM ends what is inside as Ctrl-C does, the processes side by side too."
     if threading.current_thread() is not threading.main_thread(): yield; return
-    def stop(number, frame): raise KeyboardInterrupt
+    def stop(number, frame): raise error
     before = signal.signal(signal.SIGTERM, stop)
     try: yield
     finally: signal.signal(signal.SIGTERM, before)
