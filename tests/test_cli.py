@@ -186,5 +186,6 @@ def test_a_start_is_looked_for_at_once_and_from_here(tmp_path, monkeypatch, caps
 
 def test_what_is_no_benchmark_is_not_waited_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("spklip.bench.bench", lambda *how: pytest.fail("timed first"))
-    (tmp_path/"a.csv").write_text("x,y\n1,2\n")
-    assert "no table of `spklip bench`" in fails(capsys, "bench", "--against", str(tmp_path/"a.csv"))
+    for text in (b"x,y\n1,2\n", b"one line\n| a, table, of another, kind |\n", b"", b"\xff\x00\x81"):
+        (tmp_path/"a.csv").write_bytes(text)
+        assert "a.csv: no table of `spklip bench`" in fails(capsys, "bench", "--against", str(tmp_path/"a.csv"))

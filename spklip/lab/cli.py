@@ -391,8 +391,9 @@ def bench(args) -> None:
     import pandas as pd
     from spklip.bench import bench, changes, write_bench
     from spklip.lab.notebooks import root
-    earlier = pd.read_csv(args.against) if args.against else None
-    if earlier is not None and not {"case", "ms"} <= set(earlier): raise ValueError(f"{args.against}: no table of `spklip bench`, it has no columns case and ms")
+    columns = ["case", "who", "what", "ms", "least", "most"]
+    try: earlier = pd.read_csv(args.against)[columns] if args.against else None # before minutes are spent
+    except (ValueError, KeyError): raise ValueError(f"{args.against}: no table of `spklip bench`; its columns are {', '.join(columns)} and more") from None
     rows, rates = bench(args.only and args.only.split(","), args.small, args.device, lambda line: print(line, flush=True))
     print(write_bench(rows, rates, args.out or root()/"outputs"/("smoke/bench" if args.small or args.only else "bench"), args.device))
     if earlier is not None: print("\n".join(changes(rows, earlier)))
