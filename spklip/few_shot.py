@@ -101,7 +101,7 @@ def draw_shots(
     shots:int,            # of each class
     draw:int=0,           # another number, other shots
 ) -> list:                # indices, class after class
-    "So many clips of each class at random; fewer of one draw are among its more. Raises ValueError for a class that has fewer."
+    "So many clips of each class at random; the 2 shots of a draw are among its 4, and so on. Raises ValueError for a class that has fewer."
     chosen = []
     for k, name in enumerate(dataset.classes):
         own = [i for i, label in enumerate(dataset.labels) if label == k]
