@@ -38,6 +38,7 @@ class Count:
     kind:str            # conv | linear | attention | norm | neurons
     dense:float = 0     # products if every input counted, at every binary step
     macs:float = 0      # multiply-accumulates: products with an input that is no spike
+    zeros:float = 0     # of these, those with an input that is zero or padding (`by_hooks`, convolutions and linear layers)
     acs:float = 0       # accumulates: spikes x fan-out, over all steps (SOPs)
     active:float = 0    # inputs that are not zero; of spikes how many come in, over all steps
     neurons:float = 0   # neuron updates: neurons x binary steps
@@ -250,20 +251,22 @@ def conv_count(layer:str, conv:nn.Conv2d, x:Tensor, quantum:float, levels:int, k
     "A convolution that reads x [n,C,h,w]; `kept`: its output is written."
     spikes = spike_counts(x, quantum, levels)
     steps = levels if spikes is not None else 1
-    seen = F.conv2d((x if spikes is None else spikes).sum(1, keepdim=True).double(), torch.ones(1, 1, *conv.kernel_size, dtype=torch.double, device=x.device),
-                    stride=conv.stride, padding=conv.padding)
+    ones = torch.ones(1, 1, *conv.kernel_size, dtype=torch.double, device=x.device)
+    inside = lambda x: F.conv2d(x.sum(1, keepdim=True).double(), ones, stride=conv.stride, padding=conv.padding) # sum over each window
+    seen = inside((x != 0) if spikes is None else spikes)
     dense, inputs, outputs = steps*seen.numel()*conv.weight.numel(), steps*x.numel(), steps*seen.numel()*conv.out_channels
     count = Count(layer, "conv", dense, macs=dense, weights=steps*len(x)*conv.weight.numel(), inputs=inputs,
                   outputs=outputs if kept else 0, active=x.count_nonzero().item())
-    if spikes is None: return count
-    return replace(count, macs=0, acs=seen.sum().item()*conv.out_channels, active=spikes.sum().item(), binary=True)
+    products = seen.sum().item()*conv.out_channels
+    if spikes is None: return replace(count, zeros=dense - products)
+    return replace(count, macs=0, acs=products, active=spikes.sum().item(), binary=True)
 
 def linear_count(layer:str, linear:nn.Linear, x:Tensor, quantum:float, levels:int, runs:int) -> Count:
     "A linear layer that reads x [...,F] in `runs` calls."
     spikes, n_out = spike_counts(x, quantum, levels), linear.out_features
     count = Count(layer, "linear", x.numel()*n_out, macs=x.numel()*n_out, weights=runs*linear.weight.numel(), inputs=x.numel(),
                   outputs=x.numel()//x.shape[-1]*n_out, active=x.count_nonzero().item())
-    if spikes is None: return count
+    if spikes is None: return replace(count, zeros=(x.numel() - count.active)*n_out)
     return replace(count, macs=0, acs=spikes.sum().item()*n_out, active=spikes.sum().item(), binary=True)
 
 def attention_count(layer:str, q:Tensor, k:Tensor, v:Tensor, gate:Tensor|None=None) -> Count:
@@ -424,7 +427,7 @@ def skipping(
     counts:Iterable, # of `Count`, from `by_hooks`
 ) -> list:           # of `Count`
     "The same layers on hardware that skips any input that is zero: a ReLU's, too."
-    return [replace(c, macs=c.macs*c.rate) if c.kind in ("conv", "linear") and c.active else c for c in counts]
+    return [replace(c, macs=c.macs - c.zeros, zeros=0) for c in counts]
 
 # %% ../nbs/06_energy.ipynb #1ddfa663
 def break_even(

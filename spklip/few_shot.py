@@ -137,9 +137,9 @@ def refresh_norms(
     "Batch norm's means and variances from these clips instead of those of the pre-training. Raises ValueError for none."
     if not len(dataset): raise ValueError("no clips for batch norm to take its statistics from")
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for m in norms: m.reset_running_stats(); m.momentum = None # the plain mean over batches
+    for m in norms: m.reset_running_stats(); m.momentum = None # the plain mean over batches, which are as large as each other
     model.train()
-    for batch in DataLoader(dataset, batch_size): model.features(batch["packed"])
+    for some in np.array_split(np.arange(len(dataset)), -(-len(dataset)//batch_size)): model.features(torch.stack([dataset[i]["packed"] for i in some]))
     for m in norms: m.momentum = 0.1
     return model.eval()
 

@@ -440,13 +440,14 @@ def firing(
     run,               # called once, runs it
 ) -> dict:             # name of a layer of neurons -> spikes a neuron and step
     "The firing rate of each layer of neurons. Raises ValueError naming a layer that sends on anything but spikes."
-    rates, hooks = {}, []
+    sums, hooks = {}, []
     def listen(name, quantum, levels):
         def hook(layer, _, out):
             counts = out.detach()/quantum
-            if not ((counts == counts.round()) & (counts >= 0) & (counts <= levels)).all():
-                raise ValueError(f"{name}: sends on {out[counts != counts.round()][:3].tolist()}, which are no spikes")
-            rates.setdefault(name, []).append(counts.float().mean().item())
+            others = (counts != counts.round()) | (counts < 0) | (counts > levels)
+            if others.any(): raise ValueError(f"{name}: sends on {out[others][:3].tolist()}, which are no spikes")
+            spikes, neurons = sums.get(name, (0, 0))
+            sums[name] = spikes + counts.double().sum().item(), neurons + counts.numel() # calls may differ in size
         return hook
     for name, layer in encoder.named_modules():
         if isinstance(layer, (LIF, IntegerLIF, SpikeNorm)):
@@ -454,4 +455,4 @@ def firing(
     try: run()
     finally:
         for hook in hooks: hook.remove()
-    return {name: sum(r)/len(r) for name, r in rates.items()}
+    return {name: spikes/neurons for name, (spikes, neurons) in sums.items()}
