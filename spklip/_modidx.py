@@ -1006,4 +1006,5 @@ d = { 'settings': { 'branch': 'main',
                               'spklip.train.train_all': ('train.html#train_all', 'spklip/train.py'),
                               'spklip.train.train_and_test': ('train.html#train_and_test', 'spklip/train.py'),
                               'spklip.train.train_epoch': ('train.html#train_epoch', 'spklip/train.py'),
-                              'spklip.train.train_loader': ('train.html#train_loader', 'spklip/train.py')}}}
+                              'spklip.train.train_loader': ('train.html#train_loader', 'spklip/train.py'),
+                              'spklip.train.where_it_may_mirror': ('train.html#where_it_may_mirror', 'spklip/train.py')}}}

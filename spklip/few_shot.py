@@ -75,7 +75,8 @@ from torch.utils.data import DataLoader
 from .data.datasets import SpikeDataset
 from .lab.runs import atomic, cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .stcl import SPKLIP
-from .train import Preset, TrainConfig, at_once, augment, evaluate, learning_rate, make_optimizer, new_model, only, run_of, segments_of, train_epoch
+from .train import (Preset, TrainConfig, at_once, augment, evaluate, learning_rate, make_optimizer, new_model, only, run_of, segments_of, train_epoch,
+                          where_it_may_mirror)
 
 # %% ../nbs/07_few_shot.ipynb #a16a743b
 METHODS = ("zero-shot", "nearest class mean", "linear probe", "last layers", "everything", "from scratch")
@@ -298,17 +299,21 @@ def few_shot(
     start:str|Path|None=None, # the pre-trained model; None: from scratch
     split:str="test",         # whom to name: other people
 ) -> dict:                    # top1 and guesses on the split, and `rest`: top-1 on what is left of the shots' people (None: nothing is)
-    "Learn from one draw of shots, then look at other people's clips. Run once."
+    """Learn from one draw of shots, then look at other people's clips. Run once.
+
+    Raises ValueError for no shots, unless they are for zero-shot."""
+    if shots < 1 and config.method != "zero-shot": raise ValueError(f"shots={shots}: {config.method} needs 1 or more")
     def make(_):
         people, others = (SpikeDataset(data, s, segments_of(preset.model)) for s in ("train", split))
+        seen = replace(config, train=where_it_may_mirror(config.train, people.prompts))
         chosen = draw_shots(people, shots, draw)
         mine, rest = only(people, chosen), sorted(set(range(len(people))) - set(chosen))
         if config.method in ("everything", "from scratch"):
-            model = retrain(config, preset, mine, draw, start)
+            model = retrain(seen, preset, mine, draw, start)
             scores = [evaluate(model, d).similarity if len(d) else None for d in (others, only(people, rest))]
         else:
-            known, asked, left = seen_by_trunk(config, data, chosen, rest, start, split)
-            name = learn(config, SPKLIP.from_pretrained(start), known, mine, draw)
+            known, asked, left = seen_by_trunk(seen, data, chosen, rest, start, split)
+            name = learn(seen, SPKLIP.from_pretrained(start), known, mine, draw)
             with torch.no_grad(): scores = [name(f[:, 0]) if len(f) else None for f in (asked, left)]
         guess, left = (s if s is None else s.argmax(1).tolist() for s in scores)
         share = lambda guess, labels: float(np.mean(np.equal(guess, labels)))

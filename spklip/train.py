@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored',
-           'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16', 'sentences_of', 'train_epoch',
-           'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch', 'new_model', 'only', 'hold_out',
-           'train_loader', 'one_for_all', 'fit', 'go_on', 'run_of', 'train_and_test', 'at_once', 'train_all']
+           'where_it_may_mirror', 'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16',
+           'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch',
+           'new_model', 'only', 'hold_out', 'train_loader', 'one_for_all', 'fit', 'go_on', 'run_of', 'train_and_test',
+           'at_once', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -128,6 +129,13 @@ def spiking_presets(
 def mirrored(caption:str) -> str:
     "The caption of the mirrored clip: left and right change places."
     return re.sub(r"\b(left|right)", lambda m: {"left": "right", "right": "left"}[m[0]], caption)
+
+def where_it_may_mirror(
+    config:TrainConfig,
+    prompts:list,    # sentences of the classes
+) -> TrainConfig:    # the same, or one that mirrors nothing
+    "No mirroring where classes are told apart by left and right: a mirrored clip would show another."
+    return replace(config, flip=0.) if any(mirrored(p) != p for p in prompts) else config
 
 def held_at_random(times:int, height:int, width:int, draw:int) -> Tensor: # [H,W]
     "Charges of a sensor that has been running, in spikes of the lower threshold."
@@ -363,12 +371,11 @@ def fit(
 # %% ../nbs/04_train.ipynb #9d0c5e04
 def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, accelerator:Accelerator) -> None: # as `fit` has them
     "Train from the last complete epoch to the end."
-    config, main, segments = preset.train, accelerator.is_main_process, segments_of(preset.model)
-    train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), config.hold_out)
+    main, segments = accelerator.is_main_process, segments_of(preset.model)
+    train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), preset.train.hold_out)
     validation = open_clips(data, "validation", segments)
-    if config.flip and any(mirrored(p) != p for p in train.prompts):
-        config = replace(config, flip=0.) # mirrored, a clip would show another class
-        if main: print("not mirrored: some classes are told apart by left and right", flush=True)
+    config = where_it_may_mirror(preset.train, train.prompts)
+    if main and config != preset.train: print("not mirrored: some classes are told apart by left and right", flush=True)
     loader = train_loader(train, config)
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=train.height, width=train.width), train, start).to(accelerator.device)

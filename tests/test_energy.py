@@ -143,6 +143,10 @@ def test_skipping_zeros():
     x = torch.zeros(1, 2, 4, 4); x[:, :, ::2] = 0.3
     count = conv_count("hsfe.tower.0", nn.Conv2d(2, 3, 1), x, 1., 0, True)
     assert skipping([count])[0].macs == count.macs/2 == 3*16
+    conv = nn.Conv2d(1, 1, 3, padding=1)
+    ann, snn = conv_count("hsfe.tower.0", conv, torch.full((1, 1, 4, 5), 0.3), 1., 0, True), conv_count("hsfe.tower.0", conv, torch.ones(1, 1, 4, 5), 1., 1, True)
+    assert skipping([ann])[0].macs == snn.acs == 10*13          # 3x3 taps on 4 x 5 pixels: those on the padding count for neither
+    assert skipping([conv_count("hsfe.tower.0", conv, torch.zeros(1, 1, 4, 5), 1., 0, True)])[0].macs == 0
     others = [c for c in by_hooks(SPKLIP(SMOKE), clips(1)) if c.binary or c.kind not in ("conv", "linear")]
     assert skipping(others) == others
 

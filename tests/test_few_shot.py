@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import spklip.few_shot as few_shot_module
-from spklip.data.datasets import SpikeDataset, read_metadata
+from spklip.data.datasets import SpikeDataset, derive, read_metadata
 from spklip.data.scenes import SpikeActions, generate
 from spklip.few_shot import (Adaptation, activity, adapt, class_means, clip_features, draw_shots, embed, few_shot, few_shot_all, last_layers,
                              linear_probe, refresh_norms, retrain, seen_by_trunk, stored_features)
@@ -56,6 +56,20 @@ def test_more_shots_than_clips_is_an_error(data):
     with pytest.raises(ValueError, match="-1 shots of 'jump'"): draw_shots(people, -1)
 
 
+def test_no_shots_are_for_zero_shot_alone(data, start):
+    for method in ("nearest class mean", "last layers", "everything"):
+        with pytest.raises(ValueError, match=f"shots=0: {method} needs 1 or more"): few_shot(Adaptation(method), SIZE, data, 0, 0, start)
+
+
+def test_classes_told_apart_by_a_side_are_not_mirrored(data, start, tmp_path, monkeypatch):
+    rows, seen = read_metadata(data), []
+    sides = {label: f"a person turns {side}" for label, side in zip(SpikeDataset(data).classes, ("left", "right", "round"))}
+    turned = derive(data, tmp_path/"turned", [r | {"prompt": sides[r["label"]]} for r in rows])
+    monkeypatch.setattr(few_shot_module, "stored_features", lambda start, data, split, views=0, config=None, norms=None, chosen=None: seen.append(config) or torch.rand(18 if split == "train" else 9, 1 + views, 5, 32))
+    for clips in (data, turned): few_shot(Adaptation("nearest class mean", views=1), SIZE, clips, 2, 0, start)
+    assert {c.flip for c in seen if c} == {Adaptation().train.flip, 0.} and seen[0].flip and not seen[2].flip
+
+
 def test_a_part_gives_the_clips_it_names(data):
     people = SpikeDataset(data, "train")
     part = only(people, [7, 2])
@@ -96,6 +110,9 @@ def test_fresh_norms_are_those_of_the_clips_and_nothing_else_moves(data, start):
     assert len(seen) == 2 and torch.allclose(first.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0), atol=1e-6)
     assert torch.allclose(first.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0), rtol=1e-4)
     assert all(m.momentum == 0.1 for m in norms_of(model))
+    ragged = refresh_norms(SPKLIP.from_pretrained(start), only(people, range(10)), batch_size=9)  # 5 and 5, and not 9 and 1
+    whole = refresh_norms(SPKLIP.from_pretrained(start), only(people, range(10)), batch_size=10)
+    assert torch.allclose(ragged.star_net.trunk.norm.running_mean, whole.star_net.trunk.norm.running_mean, rtol=1e-3)
     with pytest.raises(ValueError, match="no clips"): refresh_norms(model, only(people, []))
 
 

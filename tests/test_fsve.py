@@ -167,6 +167,13 @@ def test_firing_names_a_layer_that_sends_no_spikes():
     layer[0].forward = lambda x: x
     with pytest.raises(ValueError, match="^0: sends on"): firing(layer, lambda: layer(torch.tensor([0.5])))
 
+def test_firing_weighs_calls_by_their_size():
+    layer = nn.Sequential(LIF())
+    calls = [torch.zeros(1, 52), torch.ones(1, 8)]
+    assert firing(layer, lambda: [layer(x) for x in calls]) == pytest.approx({"0": 8/60})
+    layer[0].forward = lambda x: -x
+    with pytest.raises(ValueError, match=r"^0: sends on \[-1.0\]"): firing(layer, lambda: layer(torch.ones(1, 1)))
+
 @pytest.mark.parametrize("part", ["cnn", "full"])
 def test_a_tower_spikes_too(part):
     small = preset_of("smoke").model
