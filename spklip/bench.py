@@ -52,7 +52,7 @@ def apart(
     other,
 ) -> float: # largest difference; infinite where shapes differ
     "How far two results are from each other."
-    if isinstance(ours, tuple): return max(apart(a, b) for a, b in zip(ours, other, strict=True))
+    if isinstance(ours, tuple): return float(np.max([apart(a, b) for a, b in zip(ours, other, strict=True)])) # no number where one of them is none
     ours, other = (torch.as_tensor(x).detach().cpu() for x in (ours, other))
     if ours.shape != other.shape: return float("inf")
     return 0. if ours.dtype == other.dtype and torch.equal(ours, other) else float((ours.double() - other.double()).abs().max())
@@ -394,10 +394,11 @@ def bench(
     device:str="cpu",    # cpu or cuda
     tell:Callable=print, # what to do with a line
 ) -> tuple:              # rows, rates of the machine
-    "Time the cases one after the other. Raises ValueError for a name that no case has."
+    "Time the cases one after the other. Raises ValueError for a name that no case has, and for a GPU that is not there."
     from spklip.train import has_bf16
+    if device == "cuda" and not torch.cuda.is_available(): raise ValueError("device='cuda': torch finds no GPU that it can use")
     known = [name for name in CASES if (device == "cpu" or not name.startswith(ON_CPU)) and ("bf16" not in name or has_bf16(torch.device(device)))]
-    if unknown := [o for o in only or [] if not any(name.startswith(o) for name in known)]: raise ValueError(f"no case begins with {unknown[0]!r}; there are: {'; '.join(known)}")
+    if unknown := [o for o in only or [] if not o or not any(name.startswith(o) for name in known)]: raise ValueError(f"no case begins with {unknown[0]!r}; there are: {'; '.join(known)}")
     chosen = [name for name in known if not only or any(name.startswith(o) for o in only)]
     rates, rows = machine_rates(device, 512 if small else 2048 if device == "cpu" else 8192), []
     tell(f"this machine copies {rates['copy']/1e9:.1f} GB/s and multiplies matrices at {rates['float32']/1e9:,.0f} GFLOP/s in float32, {rates['bfloat16']/1e9:,.0f} in bfloat16")

@@ -49,8 +49,8 @@ class Count:
     binary:bool = False # the inputs are spikes, 1 bit each
 
     @property
-    def part(self) -> str: # of the encoder
-        return next(part for start, part in PARTS.items() if self.layer.startswith(start))
+    def part(self) -> str: # of the encoder; "other" in a baseline
+        return next((part for start, part in PARTS.items() if self.layer.startswith(start)), "other")
 
     @property
     def rate(self) -> float: # spikes an input and binary step, or the share of inputs that are not zero; of spiking attention the share of pairs that fire together
@@ -222,7 +222,8 @@ def by_formula(
     rates:dict|float=1.,   # layer -> spikes an input and binary step (attention: share of pairs where both fire); a number: the same for all but the camera's
     camera:float=1.,       # spikes a pixel and frame, where `rates` does not say
 ) -> list:                 # of `Count`, in the order in which layers run
-    "Count a clip from the configuration alone."
+    "Count a clip from the configuration alone. Raises ValueError for a model that is not SPKLIP's own."
+    if config.star_net.backbone or config.baseline: raise ValueError(f"backbone={config.star_net.backbone!r}, baseline={config.baseline!r}: only SPKLIP's own layers are known here; `by_hooks` counts others")
     f, c = Formula(config, rates, camera), config.star_net
     hsfe_formula(f)
     pool_formula(f, *trunk_formula(f))
@@ -436,7 +437,8 @@ def break_even(
     memory:str="reads",  # one of MEMORY
     camera:float=0.0576, # spikes a pixel and frame; A.2's for HMDB51-S
 ) -> float:              # spikes a neuron and binary step
-    "The firing rate at which both cost the same; negative: there is none."
+    "The firing rate at which both cost the same; negative: there is none. Raises ValueError for an ANN."
+    if config.fsve is None: raise ValueError("fsve=None: an ANN does not fire")
     total = lambda counts: joules(counts, cost, memory).total.sum()
     ann = total(by_formula(replace(config, fsve=None), camera=camera))
     silent, busy = (total(by_formula(config, rate, camera)) for rate in (0., 1.))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .fsve import IntegerLIF, LIF, SpikeNorm, SpikingAttention
 from .hsfe import sub_blocks
+from .lab.runs import atomic
 from .star_net import AttentionPool
 from .stcl import SPKLIP
 
@@ -154,11 +155,9 @@ def write_nir(
     path:str|Path, # a file, .nir by habit
 ) -> Path:         # the same
     "Write a graph as HDF5; the file appears whole or not at all."
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try: needed().write(part, graph); part.replace(path)
-    finally: part.unlink(missing_ok=True)
-    return path
+    nir = needed()
+    with atomic(path) as part: nir.write(part, graph)
+    return Path(path)
 
 def read_nir(
     path:str|Path, # what `write_nir`, or another program, wrote
@@ -186,7 +185,8 @@ class Membrane:
         return fired.to(current)
 
 def as_call(name:str, node, dt:float): # a node -> what it does with a step's signal, [n,...] -> [n,...]
-    kind, of = type(node).__name__, lambda field: tuple(int(i) for i in np.ravel(getattr(node, field)))
+    kind = type(node).__name__
+    of = lambda field: value if isinstance(value := getattr(node, field), str) else tuple(int(i) for i in np.ravel(value)) # padding may be "same"
     if kind in ("Input", "Output"): return lambda x: x
     if kind in ("LI", "LIF"): return Membrane(node, dt)
     if kind == "Scale": return lambda x: x*torch.as_tensor(node.scale).to(x)
@@ -221,6 +221,7 @@ def run_nir(
     dt = dt or graph.metadata.get("dt")
     if dt is None: raise ValueError("this graph does not say its time step: give dt, in the unit of its time constants")
     names, late = in_order(graph)
+    if lost := set(watch) - set(names): raise ValueError(f"watch: no node {sorted(lost)[0]!r}; there are {', '.join(names)}")
     calls = {name: as_call(name, graph.nodes[name], float(dt)) for name in names}
     sources = {name: [a for a, b in graph.edges if b == name] for name in names}
     seen, now = {name: [] for name in watch or graph.outputs}, {}

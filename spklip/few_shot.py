@@ -27,7 +27,7 @@ class Activity:
     moving:float      # share of pixels whose rate changes within a clip
 
     def rate(self) -> float: # spikes per pixel and frame
-        return float(self.rates.mean())
+        return self.count()/(len(self.counts) - 1)
 
     def count(self) -> float: # spikes per pixel and clip
         return float(self.counts @ np.arange(len(self.counts))/self.counts.sum())
@@ -45,10 +45,11 @@ def activity(
     height:int,     # pixels
     width:int,      # pixels
 ) -> Activity:
-    "Measure a set of clips (A.2). Raises ValueError when there is none."
+    "Measure a set of clips (A.2). Raises ValueError when there is none, or one is shorter than a segment."
     counts, rates, heat, moving = 0, [], 0, []
     for packed in clips:
         spikes = unpack(np.asarray(packed), height, width)
+        if len(spikes) < SEGMENT: raise ValueError(f"a clip of {len(spikes)} frames: {SEGMENT} or more expected")
         fifths = np.stack([part.sum(0, dtype=np.int32) for part in np.array_split(spikes, 5)])
         total = fifths.sum(0)
         counts = counts + np.bincount(total.ravel(), minlength=len(spikes) + 1)

@@ -136,7 +136,9 @@ class LIF(nn.Module):
         self.config = config
 
     def forward(self, current:Tensor, steps:int|None=None) -> Tensor: # x [T,...], or [1,...] that stays for `steps` -> spikes [T,...]
-        steps, x = steps or len(current), current if current.dtype == torch.float64 else current.float() # in 16 bits a membrane would forget small currents
+        steps = steps or len(current)
+        if len(current) not in (1, steps): raise ValueError(f"a current of {len(current)} steps for {steps}: as many expected, or one that stays")
+        x = current if current.dtype == torch.float64 else current.float() # in 16 bits a membrane would forget small currents
         if njit is not None and x.device.type == "cpu" and x.dtype == torch.float32: spikes = FusedLIF.apply(x, self.config, steps)
         else: spikes = (lif_compiled() if x.is_cuda else lif_by_steps)(x.expand(steps, *x.shape[1:]), self.config)
         return spikes.to(current.dtype)

@@ -87,8 +87,9 @@ def confined(
     clips:list,      # classes whose clips count
     among:list,      # classes whose sentences are offered, those of `clips` with them
 ) -> Evaluation:
-    "Only some clips, only some sentences."
+    "Only some clips, only some sentences. Raises ValueError for a class that is not there, or is not offered."
     number = {name: i for i, name in enumerate(seen.classes)}
+    if lost := [c for c in (*clips, *among) if c not in number]: raise ValueError(f"no class {lost[0]!r}; there are {', '.join(seen.classes)}")
     kept = torch.isin(seen.labels, torch.tensor([number[c] for c in clips]))
     place = torch.full((len(seen.classes),), -1)
     place[[number[c] for c in among]] = torch.arange(len(among))

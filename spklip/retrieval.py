@@ -229,7 +229,7 @@ def open_index(
         said, embeddings = json.loads((folder/"index.json").read_text()), np.load(folder/"embeddings.npy", mmap_mode="r")
         if embeddings.ndim != 2 or len(embeddings) != len(said["files"]): raise ValueError(f"{len(said['files'])} files, embeddings {list(embeddings.shape)}")
         return Index(folder, dict(said["of"]), said["files"], embeddings)
-    except (ValueError, KeyError, TypeError, OSError) as e: raise ValueError(f"{folder}: no readable index ({type(e).__name__}: {e})") from None
+    except (ValueError, KeyError, TypeError, OSError, EOFError) as e: raise ValueError(f"{folder}: no readable index ({type(e).__name__}: {e})") from None
 
 # %% ../nbs/08_retrieval.ipynb #d9cd62ca
 def stale(
@@ -254,7 +254,8 @@ def claim(folder:Path) -> None:
 def begun(part:Path, of:dict, n:int) -> int: # clips
     "How many clips of an unfinished index are done; 0 for one of something else."
     try: said, rows = json.loads((part/"index.json").read_text()), len(np.load(part/"embeddings.npy", mmap_mode="r"))
-    except (OSError, ValueError): return 0
+    except (OSError, ValueError, EOFError): return 0 # numpy's for an empty file is EOFError
+    if not isinstance(said, dict): return 0
     return said["done"] if said.get("of") == of and rows == n and 0 < said.get("done", 0) <= n else 0
 
 def put(part:Path, folder:Path) -> None:
@@ -324,7 +325,7 @@ def classify_stream(
     batch:int=8,         # windows at once
 ):                       # yields first frame, probabilities [L]
     "Which sentence says what a long recording shows, window by window. Raises ValueError for sizes that do not fit."
-    hop, c, frames = hop or window//2, model.config, len(recording)
+    hop, c, frames = window//2 if hop is None else hop, model.config, len(recording)
     if (recording.height, recording.width) != (c.height, c.width): raise ValueError(f"{recording.path}: {recording.height} x {recording.width} pixels, the model reads {c.height} x {c.width}")
     segments = segments_of(c)
     if window < 10*segments or hop < 1: raise ValueError(f"window={window}, hop={hop}: at least {10*segments} and 1 frames")

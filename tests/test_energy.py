@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from spklip import energy, fsve
+from spklip.baselines import BaselineConfig
 from spklip.energy import (AMOUNTS, COSTS, MEMORY, Cost, Count, break_even, by_formula, by_hooks, by_op_counter, carried_over, conv_count, densely,
                            joules, measured_joules, rapl, reached, skipping, spike_counts)
 from spklip.fsve import FSVEConfig
@@ -149,6 +150,11 @@ def test_skipping_zeros():
     assert skipping([conv_count("hsfe.tower.0", conv, torch.zeros(1, 1, 4, 5), 1., 0, True)])[0].macs == 0
     others = [c for c in by_hooks(SPKLIP(SMOKE), clips(1)) if c.binary or c.kind not in ("conv", "linear")]
     assert skipping(others) == others
+
+def test_what_has_no_formula_is_said():
+    for other in (replace(SMOKE, star_net=replace(SMOKE.star_net, backbone="resnet")), replace(SMOKE, baseline=BaselineConfig("linear"))):
+        with pytest.raises(ValueError, match="only SPKLIP's own layers are known"): by_formula(other)
+    with pytest.raises(ValueError, match="an ANN does not fire"): break_even(SMOKE, COSTS["fp32"])
 
 def test_rates_carried_to_another_size():
     counts = [Count("hsfe.mtf.second.0", "conv", active=10, inputs=100, binary=True), Count("hsfe.sa.0.conv", "conv", active=30, inputs=100, binary=True),

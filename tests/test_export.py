@@ -132,6 +132,9 @@ def test_graphs_of_others():
     with pytest.raises(ValueError, match="time step"): run_nir(scaled, x)
     watched = run_nir(nir.NIRGraph.from_list(nir.Scale(2*one), nir.LI(2*one, one, one)), x, dt=1)["output"]
     assert watched[:, 0, 0].tolist() == [1.5, 2.25]  # half of 1 + 2 a step, half of what was there
+    with pytest.raises(ValueError, match="watch: no node 'none'; there are input"): run_nir(scaled, x, dt=1, watch=("none",))
+    same = nir.NIRGraph.from_list(nir.Conv2d((4, 4), np.ones((1, 1, 3, 3)), 1, "same", 1, 1, np.zeros(1)))
+    assert run_nir(same, torch.ones(1, 1, 1, 4, 4), dt=1)["output"].shape == (1, 1, 1, 4, 4)
     with pytest.raises(ValueError, match="node cubalif is a CubaLIF"): run_nir(nir.NIRGraph.from_list(nir.CubaLIF(one, one, one, one, one)), x, dt=1)
 
 def test_says_what_is_missing(monkeypatch):

@@ -167,6 +167,10 @@ def test_firing_names_a_layer_that_sends_no_spikes():
     layer[0].forward = lambda x: x
     with pytest.raises(ValueError, match="^0: sends on"): firing(layer, lambda: layer(torch.tensor([0.5])))
 
+def test_a_current_has_as_many_steps_as_the_spikes_or_one():
+    with pytest.raises(ValueError, match="a current of 2 steps for 4"): LIF()(torch.ones(2, 3), 4)
+    assert LIF()(torch.ones(1, 3), 4).shape == (4, 3)
+
 def test_firing_weighs_calls_by_their_size():
     layer = nn.Sequential(LIF())
     calls = [torch.zeros(1, 52), torch.ones(1, 8)]

@@ -138,6 +138,20 @@ def test_a_comparison_needs_a_tolerance():
     with pytest.raises(ValueError, match="tolerance"): tables.row("top-1", 91.0, number("table1.spklip_top1"), same=True)
     assert tables.row("top-1", 87.0, number("table4.hmdb_all"), same=True)["status"] == "reproduced" # the paper's 2.21, twice
 
+def test_what_is_no_number_is_no_result():
+    with pytest.raises(ValueError, match="top-1: .*nan.* holds what is no number"): tables.row("top-1", [90.0, float("nan")])
+
+def test_small_numbers_keep_their_digits():
+    assert tables.plus_minus(0.0576, 0.0031) == "0.0576 ± 0.0031" and tables.plus_minus(12.3, 0.0004) == "12.30 ± 0.0004"
+    assert tables.plus_minus(98.44, 0.68) == "98.44 ± 0.68" and tables.plus_minus(0., None) == "0.00"
+    assert [tables.digits_of(x) for x in (91.15, 1.375, 0.0036, 30., None)] == [2, 3, 4, 2, 2]
+
+def test_a_table_needs_a_row(tmp_path):
+    results = tables.Results("smoke", tmp_path)
+    with pytest.raises(ValueError, match="none: a table needs a row"): results.table("none", [])
+    results.table("other", [dict(status="fine")])
+    assert [p.name for p in (tmp_path/"smoke"/"tables").iterdir()] == ["other.csv"]
+
 def test_rows_carry_mean_std_and_seeds():
     row = tables.row("top-1", [90, 92, 94], number("table1.spklip_top1"), data="ours")
     assert (row["ours"], row["std"], row["n"]) == (92, 2, 3)
@@ -185,9 +199,11 @@ def test_reproduce_only_some(project):
     out, err = spklip(project, "reproduce", "--preset", "laptop", "--only", "05").communicate(timeout=60)
     assert "other laptop 2" in out and "kernel" not in out, err
     _, err = spklip(project, "reproduce", "--only", "05", "--set", "sise=3").communicate(timeout=60)
-    assert err.strip() == "spklip reproduce: --set sise=3: NAME=VALUE expected, NAME one of preset, size"
+    assert err.strip() == "spklip reproduce: --set sise=3: NAME=VALUE expected, NAME one of size"
     out, err = spklip(project, "reproduce", "--only", "05", "--set", "size=3").communicate(timeout=60)
     assert "other smoke 3" in out or "other laptop 3" in out, err
+    _, err = spklip(project, "reproduce", "--only", "05", "--seeds", "3").communicate(timeout=60)
+    assert err.strip() == "spklip reproduce: --seeds 3: 05_other take no seeds"
     process = spklip(project, "reproduce", "--only", "05,99")
     _, err = process.communicate(timeout=60)
     assert process.returncode and err.strip() == "spklip reproduce: --only 05,99: no notebook starts with '99'; there are 04_train, 05_other"
@@ -214,6 +230,10 @@ def test_the_report_shows_what_is_there_and_names_what_is_not(tmp_path):
     assert "Is it &lt; more?" in page and "ours &amp; theirs" in page and "a &lt;b&gt;" in page and "<b>" not in page.split("<h2")[1]
     assert "1 needs data, 1 ours" in page and "91.00 ± 1.41" in page and "-0.15" in page
     assert "Not there: lost, picture" in page and "99_nine" in page
+    tables.Results("smoke", tmp_path).table("lost", [dict(n=i, share=2e-5) for i in range(report.MOST + 3)])
+    rows.append(tables.row("joules", 1.3754, number("table6.ann_total"))); tables.Results("smoke", tmp_path).table("nine", rows)
+    page = report.write_report("smoke", tmp_path, (part,)).read_text()
+    assert f"{report.MOST} of {report.MOST + 3} rows" in page and "<td>2e-05</td>" in page and "<td>1.375</td>" in page and "<td>+0.000</td>" in page
 
 def test_every_part_of_the_report_has_its_notebook():
     there = {p.relative_to(ROOT/"nbs").with_suffix("").as_posix() for p in (ROOT/"nbs").rglob("*.ipynb")}

@@ -237,6 +237,7 @@ def test_only_some_clips_among_some_sentences():
     assert part.top(1) == pytest.approx(1/3) and part.classes == ["d", "b"] and len(part.embeddings) == 3
     assert confined(seen, ["d"], list("abcd")).top(1) == 0 and confined(seen, list("abcd"), list("abcd")).top(1) == seen.top(1)
     with pytest.raises(ValueError, match="sentences of d are not offered"): confined(seen, ["b", "d"], ["b"])
+    with pytest.raises(ValueError, match="no class 'z'; there are a, b, c, d"): confined(seen, ["z"], ["b"])
 
 
 def test_classes_left_out_are_in_no_training_row(data, tmp_path):

@@ -300,6 +300,8 @@ def test_stale_in_every_way(tiny, model, tmp_path):
     (at/"embeddings.npy").write_bytes((at/"embeddings.npy").read_bytes()[:-9])
     assert stale(at, of) == "not readable"
     with pytest.raises(ValueError, match="no readable index"): Index.open(at)
+    (at/"embeddings.npy").write_bytes(b"")
+    assert stale(at, of) == "not readable" and retrieval.begun(at, of, 1) == 0
 
 def test_nothing_else_is_replaced(tiny, model, tmp_path):
     of, clips = identity(MODEL, tiny), SpikeDataset(tiny)

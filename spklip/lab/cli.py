@@ -376,13 +376,14 @@ def on_own_data(args) -> tuple: # the main notebook's parameters, what is added 
 # %% ../../nbs/lab/04_cli.ipynb #d809f45f
 def reproduce(args) -> None:
     "spklip reproduce: every table and figure, notebook by notebook in order of need; or those of --only; or the main notebook on --data. What was computed before is not computed again."
-    from spklip.lab.reproduce import Step, by_hand, chosen, run_steps, whole
+    from spklip.lab.reproduce import Step, by_hand, chosen, numbered, run_steps, whole
     values, (own, name) = {"preset": args.preset} | ({"seeds": args.seeds} if args.seeds else {}), on_own_data(args)
     if args.only and (own or name): raise ValueError("--data, --start and --name are the main notebook's: leave out --only")
     some = chosen("04_train" if own or name else args.only) if own or name or args.only else []
+    values |= by_hand(args.set, some or numbered())
     steps = [Step(notebook, values | own, name) for notebook in some] or whole(values)
-    more = by_hand(args.set, [s.notebook for s in steps])
-    run_steps([Step(s.notebook, s.values | more, s.added) for s in steps], args.preset)
+    if args.seeds and not any("seeds" in s.parameters() for s in steps): raise ValueError(f"--seeds {args.seeds}: {', '.join(s.name for s in steps)} take no seeds")
+    run_steps(steps, args.preset)
 
 
 # %% ../../nbs/lab/04_cli.ipynb #be9c4a10
@@ -394,7 +395,7 @@ def bench(args) -> None:
     columns = ["case", "who", "what", "ms", "least", "most"]
     try: earlier = pd.read_csv(args.against)[columns] if args.against else None # before minutes are spent
     except (ValueError, KeyError): raise ValueError(f"{args.against}: no table of `spklip bench`; its columns are {', '.join(columns)} and more") from None
-    rows, rates = bench(args.only and args.only.split(","), args.small, args.device, lambda line: print(line, flush=True))
+    rows, rates = bench(args.only, args.small, args.device, lambda line: print(line, flush=True))
     print(write_bench(rows, rates, args.out or root()/"outputs"/("smoke/bench" if args.small or args.only else "bench"), args.device))
     if earlier is not None: print("\n".join(changes(rows, earlier)))
 
@@ -574,7 +575,7 @@ def asking(commands) -> None:
 def timing(commands) -> None:
     "bench."
     p = add(commands, bench, "spklip bench --against outputs/bench/bench.csv")
-    p.add_argument("--only", metavar="NAME,NAME", help="cases to time: beginnings of their names, such as decode,search (all)")
+    p.add_argument("--only", nargs="+", metavar="NAME", help="cases to time: beginnings of their names, such as decode \"encode, laptop\" (all)")
     p.add_argument("--small", action="store_true", help="small sizes, to try it in a minute")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where ours runs: cpu or cuda (cpu)")
     p.add_argument("--against", metavar="FILE.csv", help="an earlier table: say what got slower")

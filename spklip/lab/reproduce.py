@@ -50,13 +50,13 @@ def by_hand(
     pairs:list,     # "NAME=VALUE", VALUE a Python literal or plain text
     notebooks:list, # that are going to run
 ) -> dict:          # name -> value
-    "Parameters set on the command line. Raises ValueError for what is no pair, or a name that none of the notebooks has."
-    known, values = {name for p in notebooks for name in parameters_of(p)}, {}
+    "Parameters set on the command line. Raises ValueError for what is no pair, or a name that none of the notebooks has; `preset` has an option of its own."
+    known, values = {name for p in notebooks for name in parameters_of(p)} - {"preset"}, {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or name not in known: raise ValueError(f"--set {pair}: NAME=VALUE expected, NAME one of {', '.join(sorted(known))}")
         try: values[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError): values[name] = text
+        except (ValueError, SyntaxError, TypeError): values[name] = text
     return values
 
 # %% ../../nbs/lab/07_reproduce.ipynb #5a0b30b1
@@ -101,7 +101,7 @@ def run_steps(
     for i, step in enumerate(steps):
         left = left_over(took, known, [s.name for s in steps[i:]])
         print(f"[{i + 1}/{len(steps)}] {step.name}, " + ", ".join(f"{k} {v}" for k, v in step.parameters().items())
-              + f"; {(time.time() - began)/60:.0f} min so far" + (f", at most {left/60:.0f} to go" if left is not None else ""), flush=True)
+              + f"; {(time.time() - began)/60:.0f} min so far" + (f", about {left/60:.0f} to go" if left is not None else ""), flush=True)
         start = time.time()
         run_notebook(step.notebook, out/"notebooks"/f"{Path(step.name).name}.ipynb", live=True, **step.parameters())
         took[step.name] = time.time() - start
