@@ -20,7 +20,9 @@ except ImportError: njit = None  # the torch code below then does the same work,
 
 def compiled(kernel): # a function of arrays and numbers
     "`kernel` as machine code that runs without Python's lock, or as it is where numba is missing."
-    return kernel if njit is None else njit(nogil=True, cache=__name__ != "__main__")(kernel)
+    if njit is None: return kernel
+    try: return njit(nogil=True, cache=__name__ != "__main__")(kernel)
+    except RuntimeError: return njit(nogil=True)(kernel) # neither the package's folder nor a home can be written: compiled anew by each process
 
 def on_cpu(x) -> bool: # array or tensor
     "Whether compiled code can work on `x`."

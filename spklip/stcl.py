@@ -31,6 +31,7 @@ from .baselines import BaselineConfig, baseline_encoder
 from .camera import unpack
 from .hsfe import HSFE, HSFEConfig, hsfe_macs, sub_blocks
 from .fsve import FSVEConfig, SpikingHSFE, SpikingSTARNet, inherit
+from .lab.runs import atomic
 from .star_net import STARNet, STARNetConfig, star_net_macs
 
 # %% ../nbs/03_stcl.ipynb #69e70bf8
@@ -134,6 +135,8 @@ def load_bert(
     folder = bert_folder(folder)
     kept = BertConfig.from_pretrained(folder, local_files_only=True)
     if kept.model_type != "bert": raise ValueError(f"{folder} holds a {kept.model_type}, a bert is expected")
+    for name in ("hidden_act", "layer_norm_eps", "type_vocab_size"): # no sizes of `TextConfig`: a stored model would not know them
+        if getattr(kept, name) != (usual := getattr(BertConfig(), name)): raise ValueError(f"{folder} holds a bert with {name} {getattr(kept, name)}, {usual} is expected")
     if like.pretrained and not like.tuned: kept.hidden_dropout_prob = kept.attention_probs_dropout_prob = 0.
     config = replace(like, vocab_size=kept.vocab_size, hidden=kept.hidden_size, layers=kept.num_hidden_layers, heads=kept.num_attention_heads,
                      intermediate=kept.intermediate_size, dropout=kept.hidden_dropout_prob, positions=kept.max_position_embeddings)
@@ -333,15 +336,14 @@ def save_pretrained(
     half:bool=False, # store floating weights in 16 bits: half the size, for publishing
 ) -> Path:           # the folder
     "Write a model's folder; each file appears whole or not at all."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if half: state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     writers = {"config.json": lambda p: p.write_text(json.dumps(asdict(model.config), indent=1)+"\n", encoding="utf8"),
                "tokenizer.json": lambda p: model.text.tokenizer.save(str(p)),
                "model.safetensors": lambda p: save_file(state, str(p))}
     for name, write in writers.items():
-        part = folder/f".{name}.part"
-        write(part); part.replace(folder/name)
+        with atomic(folder/name) as part: write(part)
     return folder
 
 def load_pretrained(
@@ -352,12 +354,13 @@ def load_pretrained(
     folder = Path(folder)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder/name).is_file(): raise FileNotFoundError(f"{folder/name} is missing: {folder} is no SPKLIP model")
-    try:
-        config = SPKLIPConfig.from_dict(json.loads((folder/"config.json").read_text(encoding="utf8")))
-        model = SPKLIP(config, Tokenizer.from_file(str(folder/"tokenizer.json")))
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v
-                               for k, v in load_file(folder/"model.safetensors").items()})
-    except Exception as e: raise ValueError(f"{folder} holds no readable SPKLIP model: {str(e).splitlines()[0]}") from e
+    def read(name, how):
+        try: return how(folder/name)
+        except Exception as e: raise ValueError(f"{folder/name} is of no readable SPKLIP model: {' '.join(str(e).split())[:300] or type(e).__name__}") from e
+    tokenizer = read("tokenizer.json", lambda path: Tokenizer.from_file(str(path)))
+    model = read("config.json", lambda path: SPKLIP(SPKLIPConfig.from_dict(json.loads(path.read_text(encoding="utf8"))), tokenizer))
+    weights = read("model.safetensors", load_file)
+    read("model.safetensors", lambda _: model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()}))
     return model.to(device).eval()
 
 # %% ../nbs/03_stcl.ipynb #0c23892b

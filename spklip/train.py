@@ -66,6 +66,7 @@ class TrainConfig:
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 2: raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: at least 1 and 2")
+        if not 0 <= self.warmup < 1: raise ValueError(f"warmup={self.warmup}: a share of the steps, 0 or more and less than 1")
         if self.thresholds < 1: raise ValueError(f"thresholds={self.thresholds}: 1 or more times the camera's")
 
 @dataclass(frozen=True)
@@ -127,8 +128,11 @@ def spiking_presets(
 
 # %% ../nbs/04_train.ipynb #84542f5c
 def mirrored(caption:str) -> str:
-    "The caption of the mirrored clip: left and right change places."
-    return re.sub(r"\b(left|right)", lambda m: {"left": "right", "right": "left"}[m[0]], caption)
+    "The caption of the mirrored clip: left and right change places, leftwards and rightwards too."
+    def other(found):
+        word = {"left": "right", "right": "left"}[found[0].lower()]
+        return word.upper() if found[0].isupper() else word.title() if found[0].istitle() else word
+    return re.sub(r"\b(left|right)(?=\b|ward)", other, caption, flags=re.IGNORECASE)
 
 def where_it_may_mirror(
     config:TrainConfig,
@@ -256,7 +260,11 @@ def evaluate(
     dataset:SpikeDataset,  # the clips
     batch_size:int=64,
 ) -> Evaluation:
-    "Compare every clip with the sentences of all classes (Table 1's top-1 and top-5); several processes share the clips, and each gets the whole."
+    """Compare every clip with the sentences of all classes (Table 1's top-1 and top-5); several processes share the clips, and each gets the whole.
+
+    Raises ValueError for clips of another size than the model's: packed bits do not tell."""
+    if (dataset.height, dataset.width) != (model.config.height, model.config.width):
+        raise ValueError(f"{dataset.folder}: clips of {dataset.height} x {dataset.width}, the model reads {model.config.height} x {model.config.width}")
     model.eval()
     sentences = model.encode_text(dataset.prompts)
     mine = np.array_split(np.arange(len(dataset)), processes())[process()] # the parts need not be equal
@@ -301,6 +309,7 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
         size = lambda c: (replace(c.hsfe, exposures=True), c.star_net, c.baseline) # how weights start is no size
         if size(model.config) != size(config):
             raise ValueError(f"the model in {start} has other sizes than the preset: {model.config}")
+        model.config = replace(model.config, height=config.height, width=config.width) # it reads packed bits of the new size
         if model.config.fsve == config.fsve: return model
         if model.config.fsve: raise ValueError(f"the model in {start} has another spiking encoder than the preset: {model.config.fsve}")
         return spiking(model, config.fsve, torch.stack([dataset[i]["packed"] for i in range(0, len(dataset), -(-len(dataset)//48))]))
@@ -388,6 +397,7 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
         began = time.perf_counter()
         with one_for_all(folder, epoch):
             loss = train_epoch(model, optimizer, loader, config, accelerator, seed, epoch, progress and main)
+            if not math.isfinite(loss): raise ValueError(f"{folder}: the loss of epoch {epoch + 1} is {loss}; a rate below lr={config.lr:g} may help. The epochs before it are kept")
             seen = evaluate(core, validation)
         history.append(dict(epoch=epoch + 1, loss=loss, top1=seen.top(1), top5=seen.top(5), temperature=1/core.scale.item(),
                             seconds=time.perf_counter() - began))

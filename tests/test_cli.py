@@ -1,6 +1,7 @@
 "The spklip command: help, numbers, pictures, and errors of one line with exit code 2."
 import argparse, json, shlex, subprocess, sys
 from dataclasses import replace
+from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 from spklip.data import conversion, scenes, video
@@ -78,11 +79,20 @@ def test_view_gif(dat):
     gif = Image.open("v.gif")
     assert gif.info["duration"] == 100 and gif.n_frames > 1
 
+def test_a_gif_of_too_many_pictures(dat, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "MOST", 20)
+    assert "26 pictures, at most 20 fit; --every 13 or more" in fails(capsys, "view", dat, *SIZE, "--out", "v.gif")
+    assert cli.main(["view", dat, *SIZE, "--every", "13", "--out", "v.gif"]) == 0 and Image.open("v.gif").info["duration"] == 50
+
+def test_what_view_drew_is_no_evidence_of_the_rows(dat, capsys):
+    assert cli.main(["view", dat, *SIZE, "--out", "clip.png"]) == 0 and cli.beside(Path("clip.dat")) is None
+    Image.open("clip.png").save("clip.png")
+    assert cli.beside(Path("clip.dat")).shape == (6, 7)
+
 SIZE = "--height", "6", "--width", "7"
 
 @pytest.mark.parametrize("words, says", [
     (("info", "absent.dat"), "absent.dat"),
-    (("info", "."), ".: no such file"),
     (("info", "clip.dat"), "give --height and --width"),
     (("info", "clip.dat", "--height", "6", "--width", "9"), "bytes, expected"),
     (("info", "cut.dat", *SIZE), "1,559 bytes, expected 1,554 or 1,560"),
@@ -101,6 +111,13 @@ SIZE = "--height", "6", "--width", "7"
     (("classify", "clip.dat", *SIZE, "--labels", "one"), "two sentences or more"),
     (("classify", "clip.dat", *SIZE, "--labels", "a,b", "--model", "nowhere"), "nowhere: no model here"),
     (("reproduce", "--data", "nowhere"), "nowhere"),
+    (("reproduce", "--data", "data/{x}"), "{seed} is the only thing in braces that is known"),
+    (("info", "clip.dat", *SIZE, "--rate", "-100"), "'-100' is no number of frames a second"),
+    (("info", ".", *SIZE), ".: a folder, a recording is a file"),
+    (("view", "clip.dat", *SIZE, "--frame", "5", "--out", "v.gif"), "--frame is for a .png"),
+    (("view", "clip.dat", *SIZE, "--every", "5"), "--every and --fps are for a .gif"),
+    (("data", "weizmann", "out", "--preset", "gpu", "--classes", "3"), "--preset and --classes: for spike-actions, not weizmann"),
+    (("data", "spike-actions", "out", "--source", "s.npz"), "--source s.npz: for weizmann and arid, not spike-actions"),
     (("reproduce", "--preset", "huge"), "invalid choice: 'huge'"),
     (("reproduce", "--seeds", "0"), "'0' is no whole number of 1 or more"),
     (("frobnicate",), "invalid choice: 'frobnicate'"),
@@ -179,10 +196,12 @@ def test_a_start_is_looked_for_at_once_and_from_here(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert "mine: no model here" in fails(capsys, "reproduce", "--start", "mine")
     (tmp_path/"mine").mkdir(); (tmp_path/"mine"/"config.json").touch()
-    values, _ = cli.on_own_data(cli.parser().parse_args(["reproduce", "--start", "mine"]))
-    assert values == {"start": str(tmp_path/"mine")}
-    values, _ = cli.on_own_data(cli.parser().parse_args(["reproduce", "--start", str(root()/"outputs"/"laptop"/"model")]))
-    assert values == {"start": "outputs/laptop/model"} # as tables name it, on any machine
+    assert "give them a --name" in fails(capsys, "reproduce", "--start", "mine") # or the main results would be lost
+    values, _ = cli.on_own_data(cli.parser().parse_args(["reproduce", "--start", "mine", "--name", "trial"]))
+    assert values == {"start": str(tmp_path/"mine"), "name": "trial"}
+    values, _ = cli.on_own_data(cli.parser().parse_args(["reproduce", "--start", str(root()/"outputs"/"laptop"/"model"), "--name", "trial"]))
+    assert values == {"start": "outputs/laptop/model", "name": "trial"} # as tables name it, on any machine
+    assert cli.on_own_data(cli.parser().parse_args(["reproduce", "--name", "trial"])) == ({"name": "trial"}, "trial")
 
 def test_what_is_no_benchmark_is_not_waited_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("spklip.bench.bench", lambda *how: pytest.fail("timed first"))

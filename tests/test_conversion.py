@@ -61,6 +61,14 @@ def test_other_settings_are_made_again_other_words_are_not(tmp_path):
     convert(clips, tmp_path, Encoding(24, 30, 10, theta=2.0), progress=False)
     assert check(tmp_path) == []
 
+def test_another_video_of_the_same_name_is_made_anew(tmp_path):
+    for name, times in (("v1", 1), ("v2", 2)): (tmp_path/name).mkdir(); film(tmp_path/name/"a.mp4", np.clip(images().astype(int)*times, 0, 255).astype(np.uint8))
+    made = []
+    for name in ("v1", "v2", "v2"):
+        convert([clip(tmp_path/name/"a.mp4", "a")], tmp_path/"set", HOW, progress=False)
+        made.append((contents(tmp_path/"set"), (tmp_path/"set"/"a.dat").stat().st_mtime_ns))
+    assert made[0][0] != made[1][0] and made[1] == made[2]
+
 def test_an_interrupted_conversion_ends_like_one_left_alone(tmp_path):
     def stop(height, width): raise KeyboardInterrupt
     clips = [clip(partial(light, n=30), f"c{i}", fps=25.0) for i in range(4)]
@@ -72,7 +80,13 @@ def test_an_interrupted_conversion_ends_like_one_left_alone(tmp_path):
     assert (tmp_path/"again"/"metadata.jsonl").read_text() == (tmp_path/"alone"/"metadata.jsonl").read_text()
 
 def test_two_clips_of_one_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="share a name"): convert([clip(light, "a"), clip(light, "a")], tmp_path, HOW)
+    with pytest.raises(ValueError, match="share the name .a.: a and a"): convert([clip(light, "a"), clip(light, "a")], tmp_path, HOW)
+
+def test_a_folder_of_one_class_names_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    film(tmp_path/"one.mp4", images(26))
+    (tmp_path/"._one.mp4").touch() # what some systems leave beside each file
+    assert [c.label for c in video_folder(".")] == [tmp_path.name]
 
 def test_names_of_hmdb51_and_ucf101(tmp_path):
     assert parse_name("x/April_09_brush_hair_u_nm_np1_ba_goo_0.avi") == ("brush_hair", "brush_hair/April_09")
@@ -326,6 +340,11 @@ def test_prompts_from_a_file(small_hmdb51, tmp_path):
     clips, _ = hmdb51(small_hmdb51/"videos", small_hmdb51/"lists")
     (tmp_path/"p.csv").write_text('\ufeffbrush hair," holding a brush, often"\nWave,waving\n', encoding="utf-8")
     assert {(c.label, c.prompt, c.caption) for c in with_prompts(clips, tmp_path/"p.csv")} == {("brush_hair", "holding a brush, often", "holding a brush, often"), ("wave", "waving", "waving")}
+    (tmp_path/"p.csv").write_text("跳,a person jumps\n走,a person walks\nüber,over\nber,under\n", encoding="utf-8")
+    other = [clip("v", name, label=name) for name in ("跳", "走", "über", "ber")]
+    assert [c.prompt for c in with_prompts(other, tmp_path/"p.csv")] == ["a person jumps", "a person walks", "over", "under"]
+    (tmp_path/"p.csv").write_text("brush hair,one\nBrushHair,two\n")
+    with pytest.raises(StreamError, match="two sentences for BrushHair"): with_prompts(clips, tmp_path/"p.csv")
     (tmp_path/"p.csv").write_text("wave,waving\n")
     with pytest.raises(StreamError, match="no sentence for brush_hair"): with_prompts(clips, tmp_path/"p.csv")
 

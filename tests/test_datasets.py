@@ -64,6 +64,10 @@ def test_lines_that_are_no_rows(tmp_path):
         (tmp_path/METADATA).write_text(text)
         assert said in refused(read_metadata, tmp_path)
 
+def test_a_line_ends_where_it_ends(tmp_path):
+    (tmp_path/METADATA).write_text(json.dumps(row(0, caption="one\u2028two"), ensure_ascii=False) + "\n", encoding="utf8")
+    assert read_metadata(tmp_path)[0]["caption"] == "one\u2028two"
+
 def test_a_wrong_row_writes_nothing(tmp_path):
     write_metadata(tmp_path, [row(0)])
     refused(write_metadata, tmp_path, [row(0), row(1, width=0)])
@@ -94,6 +98,11 @@ def test_check_names_every_bad_file(folder):
     assert len(problems) == 5
     for said in ("1.dat: no such file", "2.dat: 2,000 bytes", "4.dat: not one spike", "more.dat: not in", "group 'g3' is in test and train"):
         assert any(said in p for p in problems), said
+
+def test_a_folder_with_a_colon_in_its_name(tmp_path):
+    at = tmp_path/"odd: name"; at.mkdir()
+    write_metadata(at, [row(0), row(1)]); write_dat(at/"0.dat", np.zeros((250, 8, 12), np.uint8))
+    assert [p.removeprefix(f"{at}/") for p in check(at)] == ["1.dat: no such file or directory, expected a .dat file of 8 x 12 frames (12 bytes each); its metadata says 250 frames", "0.dat: not one spike"]
 
 def test_summary_counts(folder):
     write_metadata(folder, assign_splits(read_metadata(folder)))

@@ -200,6 +200,9 @@ def test_a_pretrained_bert_brings_its_words_and_weights(tmp_path):
     model = SPKLIP(small(), text=load_bert(tmp_path, 16)).eval()
     again = SPKLIP.from_pretrained(model.save_pretrained(tmp_path/"model"))
     assert torch.equal(again.encode_text(CAPTIONS), model.encode_text(CAPTIONS))
+    kept = json.loads((tmp_path/"config.json").read_text())
+    (tmp_path/"config.json").write_text(json.dumps(kept | {"hidden_act": "relu"}))
+    with pytest.raises(ValueError, match="hidden_act relu, gelu is expected"): load_bert(tmp_path, 16)
     (tmp_path/"config.json").write_text(json.dumps(dict(model_type="gpt2")))
     with pytest.raises(ValueError, match="bert"): load_bert(tmp_path, 16)
 
@@ -211,9 +214,11 @@ def test_classify_gives_probabilities():
 
 @pytest.mark.parametrize("spoil, error, words", [
     (lambda d: (d/"model.safetensors").unlink(), FileNotFoundError, "model.safetensors is missing"),
-    (lambda d: (d/"model.safetensors").write_bytes((d/"model.safetensors").read_bytes()[:500]), ValueError, "no readable SPKLIP model"),
-    (lambda d: (d/"config.json").write_text("{"), ValueError, "no readable SPKLIP model"),
-    (lambda d: (d/"config.json").write_text(json.dumps(dict(speed=1))), ValueError, "no readable SPKLIP model")])
+    (lambda d: (d/"model.safetensors").write_bytes((d/"model.safetensors").read_bytes()[:500]), ValueError, "model.safetensors is of no readable SPKLIP model"),
+    (lambda d: (d/"tokenizer.json").write_text(""), ValueError, "tokenizer.json is of no readable SPKLIP model"),
+    (lambda d: (d/"config.json").write_text((d/"config.json").read_text().replace('"filters": ', '"filters": 1')), ValueError, "model.safetensors is of no .*size mismatch"),
+    (lambda d: (d/"config.json").write_text("{"), ValueError, "config.json is of no readable SPKLIP model"),
+    (lambda d: (d/"config.json").write_text(json.dumps(dict(speed=1))), ValueError, "config.json is of no readable SPKLIP model")])
 def test_a_broken_folder_is_named(tmp_path, spoil, error, words):
     build(small()).save_pretrained(tmp_path); spoil(tmp_path)
     with pytest.raises(error, match=words) as raised: SPKLIP.from_pretrained(tmp_path)

@@ -52,6 +52,10 @@ def test_given_goes_before_the_file_and_that_before_metadata(tmp_path):
     assert (open_recording(tmp_path/"a.npz").spikes() == spikes[:, ::-1]).all()
     assert (open_recording(tmp_path/"a.npz", flip_rows=False).spikes() == spikes).all()
     assert open_recording(tmp_path/"a.npz").rate_hz == 5 and open_recording(tmp_path/"a.npz", 4, 16, False).spikes().shape == (3, 4, 16)
+    (tmp_path/"other").mkdir()
+    assert metadata_of(tmp_path/"other"/".."/"a.npz") == row
+    (tmp_path/"metadata.jsonl").write_text(json.dumps([1, 2]) + "\n" + json.dumps(row | {"height": "8"}) + "\n")
+    assert "metadata.jsonl: line 2: height and width are whole numbers" in complaint(metadata_of, tmp_path/"a.npz")
     (tmp_path/"metadata.jsonl").write_text("{")
     assert "metadata.jsonl: not JSON lines" in complaint(open_recording, tmp_path/"a.npz")
 
@@ -68,7 +72,7 @@ def files(tmp_path):
     return tmp_path
 
 @pytest.mark.parametrize("name, size, says", [
-    ("absent.dat", (), "no such file"), ("folder.npy", (), "no such file"), ("empty.dat", (), "0 bytes"), ("empty.dat", (240, 320), "at least 9,600"),
+    ("absent.dat", (), "no such file"), ("folder.npy", (), "a folder, a recording is a file"), ("empty.dat", (), "0 bytes"), ("empty.dat", (240, 320), "at least 9,600"),
     ("a.dat", (), "57,600 bytes; give --height and --width; its size fits 240 x 320 (6 frames"), ("a.dat", (240, None), "give --height and --width"),
     ("a.dat", (241, 320), "57,600 bytes, expected 48,200 or 57,840"), ("a.npy", (250, 400), "uint8 [6, 240, 320], expected [T, 250, 400]"),
     ("packed.npy", (), "they fit 240 x 320"), ("packed.npy", (250, 400), "expected 12,500 bytes a frame (250 x 400)"), ("none.npy", (), "one frame or more"),
@@ -327,7 +331,7 @@ def test_lists(tmp_path):
     slice_recordings(a, tmp_path/"set", CUT, progress=False)
     rows = read_metadata(tmp_path/"set")
     assert [(r["label"], r["group"], r["split"], r["start"], r["rate_hz"]) for r in rows] == [("wave", "anna", "test", 10, 1000)] + [("clap", "films/left/ben/1", "train", s, 20000) for s in (0, 20, 40)]
-    for name, text, says in (("bad.csv", "file,label\n,\n", "recording 1"), ("bad.jsonl", '{"file": "a", "label": "b"}\n{"file": 3', "recording"), ("odd.csv", "file,label,colour\na,b,red\n", "colour"),
+    for name, text, says in (("bad.csv", "file,label\n,\n", "recording 1"), ("bad.jsonl", '{"file": "a", "label": "b"}\n{"file": 3', "recording 2 is not one"), ("odd.csv", "file,label,colour\na,b,red\n", "colour"),
                              ("none.csv", "file,label\n", "lists no recordings"), ("word.csv", "file,label,height\na,b,tall\n", "tall")):
         (tmp_path/name).write_text(text)
         assert says in complaint(read_list, tmp_path/name)

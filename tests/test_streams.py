@@ -106,6 +106,11 @@ def test_clip_index_spreads_without_overlap(n, phase):
     assert index.min() >= 0 and index.max() < n and (np.diff(index.ravel()) > 0).all() and (np.diff(index, axis=1) == 1).all()
     assert (index[:, 0] > np.arange(25)*share - 1).all() and (index[:, -1] < (np.arange(25) + 1)*share).all()
 
+def test_what_is_between_nought_and_one_is_no_spike(tmp_path):
+    for wrong in (np.full((2, 8, 8), 0.7), np.full((2, 8, 8), np.nan), np.full((2, 8, 8), 2, np.uint8), np.full((2, 8, 8), -1, np.int8)):
+        with pytest.raises(StreamError, match="spikes are 0 or 1"): write_dat(tmp_path/"a.dat", wrong)
+    assert write_dat(tmp_path/"a.dat", np.eye(8)[None]) == 1 and not list(tmp_path.glob("*.part"))
+
 def test_clip_index_ends():
     assert (clip_index(250, phase=1) == np.arange(250)).all()
     assert clip_index(2000, phase=0)[0] == 0 and clip_index(2000, phase=1)[-1] == 1999

@@ -151,6 +151,7 @@ def test_the_learning_rate_rises_and_falls():
 
 def test_a_mirrored_clip_has_a_mirrored_caption():
     assert mirrored("waves the left hand to the right, leftwards") == "waves the right hand to the left, rightwards"
+    assert mirrored("Left of the leftover, turn RIGHT") == "Right of the leftover, turn LEFT"
     assert mirrored("a bright light") == "a bright light"
     clip = (torch.rand(2, 5, 6, 8) < .5).to(torch.uint8)
     flipped, which = augment(clip, TrainConfig(flip=1., shift=0.), random.Random(0))
@@ -207,6 +208,25 @@ def test_two_do_not_train_in_one_folder(data, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_said(data, tmp_path):
     with pytest.raises(ValueError, match="no GPU"): fit(TINY, data, tmp_path, device="cuda")
+
+
+def test_clips_of_another_size_are_not_read_as_those(data, tmp_path):
+    turned = copy_of(data, tmp_path/"turned", {"height": lambda r: r["width"], "width": lambda r: r["height"]})
+    folder = fit(replace(TINY, train=replace(TINY.train, epochs=1)), data, tmp_path/"run", progress=False, device="cpu")
+    with pytest.raises(ValueError, match="turned: clips of 40 x 32, the model reads 32 x 40"): evaluate(SPKLIP.from_pretrained(folder), SpikeDataset(turned, "test"))
+    started = train.new_model(replace(TINY.model, height=40, width=32), SpikeDataset(turned, "train"), folder)
+    assert (started.config.height, started.config.width) == (40, 32) and started.encode_video(SpikeDataset(turned)[0]["packed"][None]).isfinite().all()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path, monkeypatch):
+    losses = iter([1., float("nan")])
+    monkeypatch.setattr(train, "train_epoch", lambda *_: next(losses))
+    with pytest.raises(ValueError, match="loss of epoch 2 is nan; a rate below lr=0.001"): fit(replace(TINY, train=replace(TINY.train, epochs=3)), data, tmp_path/"run", progress=False, device="cpu")
+    assert len(list((tmp_path/"run").glob("epoch-*"))) == 1 and not (tmp_path/"run"/"model").exists()
+
+
+def test_schedules_that_never_fall():
+    with pytest.raises(ValueError, match="warmup=1.0"): TrainConfig(warmup=1.)
 
 
 def test_classes_told_apart_by_a_side_are_not_mirrored(data, tmp_path, monkeypatch, capsys):

@@ -28,7 +28,7 @@ from joblib import Parallel, delayed
 from ..camera import SpikeCamera
 from .datasets import METADATA, UNUSED, assign_splits, read_metadata, write_metadata
 from .interpolation import METHODS, blend_spikes, in_between, interpolator, kept_of
-from .streams import StreamError, atomic, clip_index, count_frames, write_dat
+from .streams import StreamError, atomic, clip_index, count_frames, look_of, write_dat
 from .video import VideoClip, frame_rate, key_frames, length
 
 # %% ../../nbs/data/05_conversion.ipynb #fa7fdc6b
@@ -76,10 +76,11 @@ def encode(
 
 # %% ../../nbs/data/05_conversion.ipynb #22fd1546
 def _made_by(clip, how):
-    "Everything a recording depends on besides its video, as text: another text, another recording."
+    "Everything a recording depends on, as text: another text, another recording."
     view = clip.video.keywords if isinstance(clip.video, partial) else {}
+    files = [] if callable(clip.video) and not view else [Path(v) for v in (view.values() if view else [clip.video]) if isinstance(v, (str, Path)) and Path(v).is_file()]
     drawn = "".join(f" {k}={Path(v).name if isinstance(v, (str, Path)) else v}" for k, v in view.items())
-    return f"spklip.data.video{drawn} {how}"
+    return " ".join([f"spklip.data.video{drawn}", *map(look_of, files), str(how)])
 
 def make_clip(
     clip:VideoClip, # what to make
@@ -176,6 +177,7 @@ def workers(
 ):                            # run(work, items) -> the results of work(item), as they come
     "Where clips are made. Raises `ImportError` when dask is asked for and not there."
     if backend not in ("loky", "dask", "sequential"): raise ValueError(f"backend is {backend!r}, expected loky, dask or sequential")
+    if scheduler and backend != "dask": raise ValueError(f"scheduler {scheduler}: it is for the dask backend, not {backend}")
     if backend == "sequential" or backend == "loky" and jobs < 2: yield map
     elif backend == "loky":
         yield lambda work, items: Parallel(jobs, "loky", batch_size=1, return_as="generator_unordered")(delayed(work)(item) for item in items)
@@ -262,7 +264,9 @@ def convert(
 
     Raises `StreamError` when another conversion writes the folder, `OSError` when it cannot be written (a full disk), `ImportError` when an optional package is missing."""
     folder, failed, start = Path(folder).absolute(), {}, time.monotonic()
-    if len({c.name for c in clips}) < len(clips): raise ValueError("two clips share a name")
+    named = {}
+    for c in clips:
+        if (other := named.setdefault(c.name, c)) is not c: raise ValueError(f"two clips share the name {c.name!r}: {other.source} and {c.source}")
     interpolator(how.interpolate)  # a package that is missing is said now, not once a clip
     folder.mkdir(parents=True, exist_ok=True)
     with _sole_writer(folder) as turn, workers(jobs, backend, scheduler) as run:
@@ -312,7 +316,7 @@ def readable(
 # %% ../../nbs/data/05_conversion.ipynb #4a9705f0
 def _videos(folder):
     "The videos in a folder and the folders in it."
-    files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in (".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg"))
+    files = sorted(f for f in Path(folder).rglob("*") if not f.name.startswith(".") and f.suffix.lower() in (".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg"))
     if not files: raise StreamError(f"{folder}: no videos in it")
     return files
 
@@ -323,7 +327,7 @@ def video_folder(
     seed:int=0,              # of the split
 ) -> list[VideoClip]:        # for `convert`
     "A folder of videos named as HMDB51's or UCF101's, or in a folder a class."
-    rows = [dict(file=str(f.relative_to(folder))) | dict(zip(("label", "group"), parse_name(f))) for f in _videos(folder)]
+    rows = [dict(file=str(f.relative_to(folder))) | dict(zip(("label", "group"), parse_name(f.absolute()))) for f in _videos(folder)]
     return [VideoClip(Path(folder)/r["file"], r["file"].rsplit(".", 1)[0].replace("/", "_"), r["label"], readable(r["label"]), readable(r["label"]),
                       r["group"], r["split"], r["file"]) for r in assign_splits(rows, validation, test, seed=seed)]
 
@@ -375,8 +379,10 @@ def with_prompts(
     clips:list[VideoClip],  # of any source
     path,                   # a CSV file: class, sentence; "Brush hair", "brush_hair" and "BrushHair" are one class
 ) -> list[VideoClip]:       # the same, with those sentences as prompts and captions
-    "Put a sentence in the place of each class name. Raises `StreamError` for a class that has none."
-    plain = lambda name: re.sub(r"[^a-z0-9]", "", name.lower())
-    with open(path, encoding="utf-8-sig", newline="") as f: said = {plain(line[0]): line[1].strip() for line in reader(f) if len(line) > 1}
+    "Put a sentence in the place of each class name. Raises `StreamError` for a class that has none, or two."
+    plain, said = lambda name: re.sub(r"[\W_]+", "", name.casefold()), {}
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        for line in reader(f):
+            if len(line) > 1 and said.setdefault(plain(line[0]), line[1].strip()) != line[1].strip(): raise StreamError(f"{path}: two sentences for {line[0]}")
     if lacking := sorted({c.label for c in clips if not said.get(plain(c.label))}): raise StreamError(f"{path}: no sentence for {', '.join(lacking)}")
     return [replace(c, prompt=said[plain(c.label)], caption=said[plain(c.label)]) for c in clips]

@@ -54,9 +54,9 @@ def read_metadata(
 ) -> list[dict]: # its rows, in the file's order
     "Read and validate `metadata.jsonl`; a bad line is named with its number."
     path, rows, seen = Path(folder)/METADATA, [], {}
-    try: lines = path.read_text().splitlines()
+    try: lines = path.read_text(encoding="utf8").split("\n") # and not at what else Unicode counts as the end of a line
     except (OSError, UnicodeDecodeError) as e: raise StreamError(f"{path}: {getattr(e, 'strerror', None) or 'not text'}; a data set is a folder with this file") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines if lines[-1] else lines[:-1], 1):
         try: row = json.loads(line)
         except json.JSONDecodeError as e: raise StreamError(f"{path}: line {number} is not JSON ({e.msg} at column {e.colno})") from None
         if fault := row_fault(row): raise StreamError(f"{path}: line {number} {fault}")
@@ -190,10 +190,9 @@ def check(
     folder = Path(folder)
     try: rows = read_metadata(folder)
     except StreamError as e: return [str(e)]
-    problems = [p for r in rows if (p := _problem(folder, r))]
-    bad = {p.split(": ")[0] for p in problems}
-    problems += [f"{folder/r['file']}: not one spike" for r in rows if str(folder/r["file"]) not in bad
-                 and not read_dat(folder/r["file"], r["height"], r["width"], packed=True).any()]
+    found = [_problem(folder, r) for r in rows]
+    problems = [p for p in found if p]
+    problems += [f"{folder/r['file']}: not one spike" for r, p in zip(rows, found) if not p and not SpikeStream(folder/r["file"], r["height"], r["width"]).bits.any()]
     splits = defaultdict(set)
     for r in rows: splits[r["group"]].add(r["split"])
     problems += [f"{folder/METADATA}: group {g!r} is in {' and '.join(sorted(s))}" for g, s in splits.items() if len(s) > 1]

@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'metadata_of', 'Recording', 'likely_sizes', 'open_recording'
 # %% ../../nbs/data/06_recordings.ipynb #513e244f
 import csv
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -21,20 +22,22 @@ from pathlib import Path
 import numpy as np
 from ..camera import pack, unpack
 from .datasets import METADATA, assign_splits, read_metadata, row_fault, write_metadata
-from .streams import SpikeStream, StreamError, atomic, count_frames, frame_bytes, sizes_that_fit, write_dat
+from .streams import SpikeStream, StreamError, atomic, count_frames, frame_bytes, look_of, sizes_that_fit, write_dat
 
 # %% ../../nbs/data/06_recordings.ipynb #0a19b064
 def metadata_of(
     path,     # a recording
 ) -> dict:    # its row, or {} where it belongs to no data set
     "The row of a recording in the metadata.jsonl beside it, or in one of the two folders above."
-    path = Path(path).absolute()
+    path = Path(os.path.abspath(path)) # without "..", and links stay links
     for folder in path.parents[:3]:
         if not (folder/METADATA).is_file(): continue
-        try: rows = [json.loads(line) for line in (folder/METADATA).read_text().splitlines() if line.strip()]
+        try: rows = [json.loads(line) for line in (folder/METADATA).read_text(encoding="utf8").split("\n") if line.strip()]
         except ValueError as e: raise StreamError(f"{folder/METADATA}: not JSON lines ({e})") from None
-        for row in rows:
-            if row.get("file") == path.relative_to(folder).as_posix(): return row
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or row.get("file") != path.relative_to(folder).as_posix(): continue
+            if not all(isinstance(row.get(side, 1), int) for side in ("height", "width")): raise StreamError(f"{folder/METADATA}: line {number}: height and width are whole numbers")
+            return row
     return {}
 
 # %% ../../nbs/data/06_recordings.ipynb #750c8cf3
@@ -147,7 +150,7 @@ def open_recording(
 
     Raises `StreamError` when it is missing, of another size, or of a size that is not known."""
     path = Path(path)
-    if not path.is_file(): raise StreamError(f"{path}: no such file")
+    if not path.is_file(): raise StreamError(f"{path}: {'a folder, a recording is a file' if path.is_dir() else 'no such file'}")
     row, beside, kind = metadata_of(path), {}, path.suffix.lower()
     if kind == ".npz": bits, beside = _npz(path, key)
     if kind == ".npy":
@@ -412,14 +415,14 @@ def read_list(
     kinds = dict(height=int, width=int, start=int, stop=int, rate_hz=float, flip_rows=bool)
     try: lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e: raise StreamError(f"{path}: {getattr(e, 'strerror', None) or 'not text'}, expected a list of recordings") from None
-    table = csv.DictReader(lines) if path.suffix.lower() == ".csv" else (json.loads(line) for line in lines if line.strip())
-    number = 0
+    number, listed = 0, path.suffix.lower() == ".csv"
     try:
-        for number, row in enumerate(table, 1):
+        for number, row in enumerate(csv.DictReader(lines) if listed else filter(str.strip, lines), 1):
+            row = row if listed else json.loads(row)
             row = {k: _typed(v, kinds.get(k, str)) for k, v in row.items() if v not in ("", None)}
             sources.append(Source(**given | row | dict(file=path.parent/row["file"], name=row.get("name", str(Path(row["file"]).with_suffix(""))))))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise StreamError(f"{path}: recording {number or 1} is not one ({type(e).__name__}: {e}); it needs file and label, and may have {', '.join(kinds)}, group, prompt, caption, split, key") from None
+        raise StreamError(f"{path}: recording {max(number, 1)} is not one ({type(e).__name__}: {e}); it needs file and label, and may have {', '.join(kinds)}, group, prompt, caption, split, key") from None
     if not sources: raise StreamError(f"{path}: lists no recordings")
     return sources
 
@@ -443,12 +446,7 @@ def _shares(sources, per_class):
 def _mark(source, recording, cut):
     "Everything a recording's samples depend on, as text: another text, another sample."
     mask = f"{zlib.crc32(Path(cut.mask).read_bytes()):08x}" if cut.mask not in ("", "estimate") else cut.mask or "none"
-    size, spots = source.file.stat().st_size, []
-    with open(source.file, "rb") as f:  # a long recording is told from another by 16 places in it, not by reading all of it
-        for i in range(16):
-            f.seek(i*max(size - 4096, 0)//15)
-            spots.append(f.read(4096))
-    return (f"spklip.data.recordings bytes={size} spots={zlib.crc32(b''.join(spots)):08x} key={source.key or ''} size={recording.height}x{recording.width} "
+    return (f"spklip.data.recordings {look_of(source.file)} key={source.key or ''} size={recording.height}x{recording.width} "
             f"flip_rows={recording.flip_rows} crop={cut.height or recording.height}x{cut.width or recording.width} mask={mask}")
 
 def _samples(source, cut, count):

@@ -25,7 +25,7 @@ def real_data(
     relative:str, # path below the folder of real recordings and videos, such as "spikes/real/car.dat"
 ) -> Path|None:   # where it is, or None when it is not there
     "Real data is looked for in `$SPKLIP_DATA`, or in `shared/data` beside the project."
-    base = Path(os.environ.get("SPKLIP_DATA", root().parent/"shared"/"data"))
+    base = Path(os.environ.get("SPKLIP_DATA") or root().parent/"shared"/"data")
     if (base/relative).exists(): return base/relative
     print(f"skipped: {relative} is not here (set SPKLIP_DATA to the folder that holds it)")
 
