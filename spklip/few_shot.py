@@ -63,7 +63,6 @@ def activity(
 # %% ../nbs/07_few_shot.ipynb #dd256196
 import random
 from dataclasses import field, replace
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -76,7 +75,7 @@ from torch.utils.data import DataLoader
 from .data.datasets import SpikeDataset
 from .lab.runs import atomic, cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .stcl import SPKLIP
-from .train import (Preset, TrainConfig, at_once, augment, evaluate, learning_rate, make_optimizer, new_model, only, run_of, segments_of, train_epoch,
+from .train import (Preset, TrainConfig, at_once, augment, evaluate, learning_rate, make_optimizer, model_digest, new_model, only, run_of, segments_of, train_epoch,
                           where_it_may_mirror)
 
 # %% ../nbs/07_few_shot.ipynb #a16a743b
@@ -163,7 +162,7 @@ def stored_features(
         found = clip_features(model, clips(split, chosen), views, config)
         with atomic(folder/"features.safetensors") as part: save_file({"features": found}, part)
         return list(found.shape)
-    run = dict(model=sha256((Path(start)/"model.safetensors").read_bytes()).hexdigest(), data=fingerprint(data), split=split,
+    run = dict(model=model_digest(start), data=fingerprint(data), split=split,
                views=views, shift=config.shift, flip=config.flip, thresholds=config.thresholds, norms=norms, chosen=chosen)
     cached("features", run, make)
     return load_file(run_folder("features", run)/"features.safetensors")["features"]
@@ -321,6 +320,7 @@ def few_shot(
         return dict(top1=share(guess, others.labels), rest=left and share(left, [people.labels[i] for i in rest]), guess=guess)
     return cached("few-shot", dict(run_of(preset, data, draw, start), how=config, shots=shots, split=split), make)
 
+# %% ../nbs/07_few_shot.ipynb #dc74bf82
 def few_shot_all(
     jobs:dict, # any key -> what `few_shot` takes
 ) -> dict:     # the same keys -> what it gives

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,9 @@ from tqdm import tqdm
 
 from .data.datasets import SpikeDataset
 from .data.streams import clip_index
-from .lab.runs import digest, fingerprint, locked, write_json
+from .lab.runs import fingerprint, locked, write_json
 from .stcl import SPKLIP
-from .train import segments_of
+from .train import model_digest, segments_of
 
 # %% ../nbs/08_retrieval.ipynb #ce395866
 @dataclass(frozen=True)
@@ -204,8 +203,7 @@ def identity(
     split:str|None=None, # train, validation or test; None: all
 ) -> dict:               # model, data, split
     "What an index is made of, by content."
-    parts = [sha256((Path(model)/name).read_bytes()).hexdigest() for name in ("config.json", "tokenizer.json", "model.safetensors")]
-    return dict(model=digest(parts), data=fingerprint(data), split=split or "all")
+    return dict(model=model_digest(model), data=fingerprint(data), split=split or "all")
 
 @dataclass(frozen=True)
 class Index:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'CACHE_BYTES', 'learn_wordpiece', 'TextConfig', 'TextEncoder', 'bert_folder', 'load_bert', 'clip_words',
            'text_encoder', 'contrastive_targets', 'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch',
-           'as_spikes', 'visual_encoder', 'one_row', 'one_call', 'SPKLIP', 'spiking', 'save_pretrained',
+           'as_spikes', 'visual_encoder', 'one_row', 'one_call', 'SPKLIP', 'spiking', 'save_pretrained', 'parts_of',
            'load_pretrained', 'encode_by_loop']
 
 # %% ../nbs/03_stcl.ipynb #4ba4101b
@@ -31,7 +31,6 @@ from .baselines import BaselineConfig, baseline_encoder
 from .camera import unpack
 from .hsfe import HSFE, HSFEConfig, hsfe_macs, sub_blocks
 from .fsve import FSVEConfig, SpikingHSFE, SpikingSTARNet, inherit
-from .lab.runs import atomic
 from .star_net import STARNet, STARNetConfig, star_net_macs
 
 # %% ../nbs/03_stcl.ipynb #69e70bf8
@@ -336,31 +335,40 @@ def save_pretrained(
     half:bool=False, # store floating weights in 16 bits: half the size, for publishing
 ) -> Path:           # the folder
     "Write a model's folder; each file appears whole or not at all."
-    folder = Path(folder)
+    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if half: state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     writers = {"config.json": lambda p: p.write_text(json.dumps(asdict(model.config), indent=1)+"\n", encoding="utf8"),
                "tokenizer.json": lambda p: model.text.tokenizer.save(str(p)),
                "model.safetensors": lambda p: save_file(state, str(p))}
     for name, write in writers.items():
-        with atomic(folder/name) as part: write(part)
+        part = folder/f".{name}.part"
+        try: write(part); part.replace(folder/name)
+        finally: part.unlink(missing_ok=True)
     return folder
 
+def parts_of(
+    folder:str|Path, # what `save_pretrained` wrote
+) -> list:           # three paths
+    "The files of a stored model: sizes, words, weights. Raises FileNotFoundError naming one that is missing."
+    paths = [Path(folder)/name for name in ("config.json", "tokenizer.json", "model.safetensors")]
+    for path in paths:
+        if not path.is_file(): raise FileNotFoundError(f"{path} is missing: {folder} is no SPKLIP model")
+    return paths
+
+# %% ../nbs/03_stcl.ipynb #a41818bc
 def load_pretrained(
     folder:str|Path,                # what `save_pretrained` wrote
     device:str|torch.device="cpu",  # where to put it
 ) -> SPKLIP:                        # in float32, ready to evaluate
     "Read a model's folder. Raises FileNotFoundError or ValueError, naming the file, where it is not one."
-    folder = Path(folder)
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        if not (folder/name).is_file(): raise FileNotFoundError(f"{folder/name} is missing: {folder} is no SPKLIP model")
-    def read(name, how):
-        try: return how(folder/name)
-        except Exception as e: raise ValueError(f"{folder/name} is of no readable SPKLIP model: {' '.join(str(e).split())[:300] or type(e).__name__}") from e
-    tokenizer = read("tokenizer.json", lambda path: Tokenizer.from_file(str(path)))
-    model = read("config.json", lambda path: SPKLIP(SPKLIPConfig.from_dict(json.loads(path.read_text(encoding="utf8"))), tokenizer))
-    weights = read("model.safetensors", load_file)
-    read("model.safetensors", lambda _: model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()}))
+    config, words, weights = parts_of(folder)
+    def read(path, how):
+        try: return how(path)
+        except Exception as e: raise ValueError(f"{path} is of no readable SPKLIP model: {' '.join(str(e).split())[:300] or type(e).__name__}") from e
+    tokenizer = read(words, lambda path: Tokenizer.from_file(str(path)))
+    model = read(config, lambda path: SPKLIP(SPKLIPConfig.from_dict(json.loads(path.read_text(encoding="utf8"))), tokenizer))
+    read(weights, lambda path: model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}))
     return model.to(device).eval()
 
 # %% ../nbs/03_stcl.ipynb #0c23892b

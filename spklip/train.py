@@ -6,8 +6,8 @@
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored',
            'where_it_may_mirror', 'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16',
            'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch',
-           'new_model', 'only', 'hold_out', 'train_loader', 'one_for_all', 'fit', 'go_on', 'run_of', 'train_and_test',
-           'at_once', 'train_all']
+           'new_model', 'only', 'hold_out', 'train_loader', 'one_for_all', 'fit', 'go_on', 'model_digest', 'run_of',
+           'train_and_test', 'at_once', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -41,7 +41,7 @@ from .hsfe import HSFEConfig
 from .lab.processes import Share, from_all, join_norms, joined, process, processes, share_of
 from .lab.runs import belongs, cached, digest, fingerprint, is_finished, locked, one_thread, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
-from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, spiking
+from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, spiking
 
 # %% ../nbs/04_train.ipynb #005eaa98
 @dataclass(frozen=True)
@@ -409,10 +409,15 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
     accelerator.wait_for_everyone()
 
 # %% ../nbs/04_train.ipynb #42a587fc
+def model_digest(
+    folder:str|Path, # a stored model
+) -> str:            # 10 hexadecimal digits
+    "A stored model by its content: sizes, words and weights. Raises FileNotFoundError naming what is missing."
+    return digest([sha256(path.read_bytes()).hexdigest() for path in parts_of(folder)])
+
 def run_of(preset:Preset, data:str|Path, seed:int=0, start:str|Path|None=None) -> dict: # the run's whole configuration
     "What identifies a training: a data set and a model to start from by what is in them. Raises FileNotFoundError where there is none."
-    if start and not (weights := Path(start)/"model.safetensors").is_file(): raise FileNotFoundError(f"{start} is no model: model.safetensors is missing")
-    return dict(preset=preset, data=fingerprint(data), seed=seed, start=sha256(weights.read_bytes()).hexdigest() if start else "")
+    return dict(preset=preset, data=fingerprint(data), seed=seed, start=model_digest(start) if start else "")
 
 def train_and_test(
     preset:Preset,            # sizes

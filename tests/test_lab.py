@@ -122,10 +122,11 @@ def test_fingerprint_sees_every_change(tmp_path):
     with pytest.raises(FileNotFoundError, match="no metadata.jsonl"): runs.fingerprint(tmp_path)
     (tmp_path/"metadata.jsonl").write_text("{}\n"); (tmp_path/"a.dat").write_bytes(b"12")
     seen = {runs.fingerprint(tmp_path)}
-    for change in (lambda: (tmp_path/"a.dat").write_bytes(b"123"), lambda: (tmp_path/"metadata.jsonl").write_text("{} \n"),
+    for change in (lambda: (tmp_path/"a.dat").write_bytes(b"123"), lambda: (tmp_path/"a.dat").write_bytes(b"124"), lambda: (tmp_path/"metadata.jsonl").write_text("{} \n"),
                    lambda: (tmp_path/"b.dat").touch(), lambda: (tmp_path/"b.dat").rename(tmp_path/"c.dat")):
-        change(); seen.add(runs.fingerprint(tmp_path))
-    assert len(seen) == 5
+        time.sleep(.01); change(); seen.add(runs.fingerprint(tmp_path))
+    (tmp_path/"index").mkdir(); (tmp_path/"index"/"embeddings.npy").touch()
+    assert len(seen) == 6 and runs.fingerprint(tmp_path) in seen
 
 # tables
 

@@ -225,6 +225,16 @@ def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path, monkeypatch):
     assert len(list((tmp_path/"run").glob("epoch-*"))) == 1 and not (tmp_path/"run"/"model").exists()
 
 
+def test_a_start_is_known_by_all_of_its_files(data, tmp_path):
+    folder = fit(replace(TINY, train=replace(TINY.train, epochs=1)), data, tmp_path/"run", progress=False, device="cpu")
+    seen = {train.model_digest(folder)}
+    for name in ("config.json", "tokenizer.json"):
+        (folder/name).write_text((folder/name).read_text() + " "); seen.add(train.model_digest(folder))
+    assert len(seen) == 3
+    (folder/"tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"): train.run_of(TINY, data, 0, folder)
+
+
 def test_schedules_that_never_fall():
     with pytest.raises(ValueError, match="warmup=1.0"): TrainConfig(warmup=1.)
 

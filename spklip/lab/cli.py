@@ -86,6 +86,7 @@ def moments_of(
     if len(chosen) > MOST: raise ValueError(f"{out}: {len(chosen):,} pictures, at most {MOST:,} fit; --every {-(-len(stream)//MOST)} or more")
     return None, chosen
 
+# %% ../../nbs/lab/04_cli.ipynb #2a619ab6
 def view(args) -> None:
     "spklip view FILE: a PNG of one moment, or a GIF of all."
     import numpy as np

@@ -87,7 +87,7 @@ def plus_minus(
     small = mean and abs(mean) < 0.1
     text = f"{mean:.3g}" if small else f"{mean:.{digits}f}"
     if std is None or pd.isna(std): return text
-    spread = f"{std:.2g}" if small or std < 0.5*10**-digits else f"{std:.{digits}f}"
+    spread = f"{std:.2g}" if std and (small or std < 0.5*10**-digits) else f"{std:.{digits}f}"
     return f"{text} ± {spread}"
 
 def as_markdown(
