@@ -23,11 +23,12 @@ from .notebooks import root
 def atomic(
     path:str|Path, # where the file is to be
 ):                 # yields the path to write to
-    "Write a file whole or not at all; its folder is made."
+    "Write a file whole or not at all, also where the power fails; its folder is made."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}") # the suffix stays last: writers read the format from it
     try:
         yield part
+        with open(part, "rb") as f: os.fsync(f.fileno())
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
