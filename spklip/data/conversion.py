@@ -78,7 +78,8 @@ def encode(
 def _made_by(clip, how):
     "Everything a recording depends on, as text: another text, another recording."
     view = clip.video.keywords if isinstance(clip.video, partial) else {}
-    files = [] if callable(clip.video) and not view else [Path(v) for v in (view.values() if view else [clip.video]) if isinstance(v, (str, Path)) and Path(v).is_file()]
+    read = view.values() if callable(clip.video) else [clip.video]
+    files = [v for v in read if isinstance(v, (str, Path)) and Path(v).is_file()]
     drawn = "".join(f" {k}={Path(v).name if isinstance(v, (str, Path)) else v}" for k, v in view.items())
     return " ".join([f"spklip.data.video{drawn}", *map(look_of, files), str(how)])
 

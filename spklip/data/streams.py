@@ -119,13 +119,17 @@ def look_of(
     return f"bytes={size} spots={zlib.crc32(b''.join(places)):08x}"
 
 # %% ../../nbs/data/00_streams.ipynb #aba79de0
+def _are_bits(x):
+    if x.dtype == bool or not x.size: return True
+    return bool(0 <= x.min() <= x.max() <= 1 if x.dtype.kind in "ui" else ((x == 0) | (x == 1)).all())
+
 def _as_packed(x, height, width, flip_rows):
     "One chunk as packed bits `[n, bytes]`, rows in the file's order."
     x = np.asarray(x.cpu() if hasattr(x, "cpu") else x)
     if x.ndim == 3:
         if x.shape[1:] != (height or x.shape[1], width or x.shape[2]):
             raise StreamError(f"a chunk of {x.shape[1]} x {x.shape[2]} frames does not fit {height} x {width}")
-        if x.dtype.kind not in "bui" and not ((x == 0) | (x == 1)).all() or x.dtype.kind in "ui" and x.size and (x.max() > 1 or x.min() < 0): raise StreamError("spikes are 0 or 1")
+        if not _are_bits(x): raise StreamError("spikes are 0 or 1")
         return pack(np.ascontiguousarray(x[:, ::-1] if flip_rows else x).astype(np.uint8, copy=False))
     if x.ndim != 2 or x.dtype != np.uint8: raise StreamError(f"expected spikes [T,H,W] or packed uint8 [T,bytes], not {x.dtype} {list(x.shape)}")
     if not (height and width): raise StreamError("packed frames need their height and width")
