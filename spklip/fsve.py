@@ -60,34 +60,46 @@ def lif_by_steps(
     return torch.stack(spikes)
 
 # %% ../nbs/05_fsve.ipynb #a95d9285
-FIRED, INSIDE = 1, 2
+ONE = 0x3F80 # 1. in bfloat16
 
 @compiled
-def lif_forward(first, end, current, spikes, marks, decay, threshold, lens):
-    "Neurons `first` to `end` of current [T,P], or [1,P] for one that stays, through all steps (eq. 7)."
+def widened(half): # bits of a bfloat16 -> float32
+    return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
+
+@compiled
+def narrowed(value): # float32 -> bits of a bfloat16, to the nearest, halves to even
+    bits = np.float32(value).view(np.uint32)
+    return np.uint16((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16))
+
+@compiled
+def lif_forward(first, end, current, spikes, marks, decay, threshold, lens, halves):
+    "Neurons `first` to `end` of current [T,P], or [1,P] for one that stays, through all steps (eq. 7). `halves`: both are bits of bfloat16."
     u = np.zeros(end - first, np.float32)
     for t in range(len(spikes)):
         x, s, m = current[t % len(current), first:end], spikes[t, first:end], marks[t, first:end]
         for p in range(len(u)):
-            v = u[p] + x[p]
+            v = u[p] + (widened(x[p]) if halves else np.float32(x[p]))
             fired = v >= threshold
-            s[p], m[p] = np.float32(fired), np.uint8(fired) | np.uint8(abs(v - threshold) <= lens) << 1
+            s[p] = np.uint16(ONE)*np.uint16(fired) if halves else np.float32(fired)
+            m[p] = np.uint8(fired) | np.uint8(abs(v - threshold) <= lens) << 1
             u[p] = decay*v*(np.float32(1) - np.float32(fired))
 
 @compiled
-def lif_backward(first, end, marks, grad, out, decay, slope):
+def lif_backward(first, end, marks, grad, out, decay, slope, halves):
     "The gradient of `lif_forward` with eq. 8 for the step; factors of 0 and 1 instead of branches, so that it is vectorised."
-    g = np.zeros(end - first, np.float32)
+    g, total = np.zeros(end - first, np.float32), np.zeros(end - first, np.float32)
     for t in range(len(grad) - 1, -1, -1):
         y, o, m = grad[t, first:end], out[t % len(out), first:end], marks[t, first:end]
         for p in range(len(g)):
             mark = np.int32(m[p])
-            g[p] = g[p]*decay*np.float32(1 - (mark & 1)) + y[p]*(slope*np.float32(mark >> 1))
-        if len(out) == len(grad) or t == len(grad) - 1: o[:] = g
-        else: o += g  # a current that stays gets the sum
+            g[p] = g[p]*decay*np.float32(1 - (mark & 1)) + (widened(y[p]) if halves else np.float32(y[p]))*(slope*np.float32(mark >> 1))
+            total[p] = g[p] if len(out) > 1 else total[p] + g[p]  # a current that stays gets the sum
+        if len(out) == 1 and t: continue
+        for p in range(len(g)): o[p] = narrowed(total[p]) if halves else total[p]
 
 # %% ../nbs/05_fsve.ipynb #a06f8aa3
-def by_steps(x): # dense tensor [T,...]; its memory as an array [T,P], in whatever order a step's elements lie
+def by_steps(x): # dense tensor [T,...]; its memory as an array [T,P], in whatever order a step's elements lie; of bfloat16 the bits
+    if x.dtype == torch.bfloat16: x = x.view(torch.uint16)
     return x.as_strided((len(x), x[0].numel()), (x.stride(0), 1)).numpy()
 
 def dense(x): # [T,...] -> the same with each step in one piece of memory, channels_last or not
@@ -99,23 +111,23 @@ def dense(x): # [T,...] -> the same with each step in one piece of memory, chann
     return x if x.stride(0) >= need or len(x) == 1 else x.contiguous()
 
 class FusedLIF(torch.autograd.Function):
-    "`lif_by_steps` for float32 on a CPU; a current of one step stays for all `steps`."
+    "`lif_by_steps` for float32 or bfloat16 on a CPU, its membranes in float32; a current of one step stays for all `steps`."
     @staticmethod
     def forward(ctx, current, config, steps):
         x = dense(current.detach())
-        spikes = torch.empty_strided((steps, *x.shape[1:]), (x[0].numel(), *x.stride()[1:]))
+        spikes = torch.empty_strided((steps, *x.shape[1:]), (x[0].numel(), *x.stride()[1:]), dtype=x.dtype)
         ctx.marks, ctx.config, ctx.like = np.empty((steps, x[0].numel()), np.uint8), config, x
         in_threads(lif_forward, x[0].numel(), by_steps(x), by_steps(spikes), ctx.marks,
-                   *np.float32([config.decay, config.threshold, config.lens]), most=32768)
+                   *np.float32([config.decay, config.threshold, config.lens]), x.dtype == torch.bfloat16, most=32768)
         return spikes
 
     @staticmethod
     def backward(ctx, grad):
         out = torch.empty_like(ctx.like)
         strides = (ctx.like[0].numel(), *ctx.like.stride()[1:])
-        if grad.stride() != strides: grad = torch.empty_strided(grad.shape, strides).copy_(grad)
+        if (grad.stride(), grad.dtype) != (strides, out.dtype): grad = torch.empty_strided(grad.shape, strides, dtype=out.dtype).copy_(grad)
         in_threads(lif_backward, ctx.marks.shape[1], ctx.marks, by_steps(grad), by_steps(out),
-                   *np.float32([ctx.config.decay, 1/(2*ctx.config.lens)]), most=32768)
+                   *np.float32([ctx.config.decay, 1/(2*ctx.config.lens)]), out.dtype == torch.bfloat16, most=32768)
         return out, None, None
 
 # %% ../nbs/05_fsve.ipynb #abe5c90d
@@ -138,10 +150,9 @@ class LIF(nn.Module):
     def forward(self, current:Tensor, steps:int|None=None) -> Tensor: # x [T,...], or [1,...] that stays for `steps` -> spikes [T,...]
         steps = steps or len(current)
         if len(current) not in (1, steps): raise ValueError(f"a current of {len(current)} steps for {steps}: as many expected, or one that stays")
+        if njit is not None and current.device.type == "cpu" and current.dtype in (torch.float32, torch.bfloat16): return FusedLIF.apply(current, self.config, steps)
         x = current if current.dtype == torch.float64 else current.float() # in 16 bits a membrane would forget small currents
-        if njit is not None and x.device.type == "cpu" and x.dtype == torch.float32: spikes = FusedLIF.apply(x, self.config, steps)
-        else: spikes = (lif_compiled() if x.is_cuda else lif_by_steps)(x.expand(steps, *x.shape[1:]), self.config)
-        return spikes.to(current.dtype)
+        return (lif_compiled() if x.is_cuda else lif_by_steps)(x.expand(steps, *x.shape[1:]), self.config).to(current.dtype)
 
 # %% ../nbs/05_fsve.ipynb #ffd9be55
 class Rounded(torch.autograd.Function):

@@ -1,6 +1,7 @@
 "Neurons, layers and encoders of FSVE against definitions written out, and against spikingjelly."
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -45,6 +46,24 @@ def test_fused_is_the_plain_way(shape, layout):
     a, b = fsve.FusedLIF.apply(ours, config, len(x)), lif_by_steps(plain, config)
     a.backward(grad); b.backward(grad)
     assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6)
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("stays", [True, False])
+def test_sixteen_bits_are_read_and_written_as_copies_of_them_would_be(steps, stays):
+    torch.manual_seed(0)
+    x, grad = torch.randn(1 if stays else steps, 3, 5, 6, 70).bfloat16(), torch.randn(steps, 3, 5, 6, 70).bfloat16()
+    half, wide = x.clone().requires_grad_(), x.float().requires_grad_()
+    a, b = fsve.FusedLIF.apply(half, LIFConfig(), steps), fsve.FusedLIF.apply(wide, LIFConfig(), steps)
+    a.backward(grad); b.backward(grad.float())
+    assert a.dtype == half.grad.dtype == torch.bfloat16
+    assert torch.equal(a.float(), b) and torch.equal(half.grad, wide.grad.bfloat16())
+
+@pytest.mark.parametrize("kernel", [lambda f: f, lambda f: getattr(f, "py_func", f)], ids=["compiled", "python"])
+def test_a_bfloat16_is_half_of_a_float32(kernel):
+    values = torch.cat([torch.randn(2000)*10.**torch.randint(-20, 20, (2000,)), torch.tensor([0., -0., 1., 257/256, 259/256, 1e-40, 3e38])])
+    half = values.bfloat16()
+    assert [int(kernel(fsve.narrowed)(np.float32(v))) for v in values.numpy()] == half.view(torch.uint16).tolist()
+    assert [float(kernel(fsve.widened)(b)) for b in half.view(torch.uint16).numpy()] == half.float().tolist()
 
 def test_what_is_compiled_for_a_gpu_is_the_plain_way():
     torch.manual_seed(0)
