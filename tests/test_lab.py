@@ -204,7 +204,7 @@ def test_reproduce_only_some(project):
     out, err = spklip(project, "reproduce", "--only", "05", "--set", "size=3").communicate(timeout=60)
     assert "other smoke 3" in out or "other laptop 3" in out, err
     _, err = spklip(project, "reproduce", "--only", "05", "--seeds", "3").communicate(timeout=60)
-    assert err.strip() == "spklip reproduce: --seeds 3: 05_other take no seeds"
+    assert err.strip() == "spklip reproduce: --seeds 3: for notebooks that train; of 05_other none has seeds"
     process = spklip(project, "reproduce", "--only", "05,99")
     _, err = process.communicate(timeout=60)
     assert process.returncode and err.strip() == "spklip reproduce: --only 05,99: no notebook starts with '99'; there are 04_train, 05_other"

@@ -409,7 +409,7 @@ def reproduce(args) -> None:
     some = chosen("04_train" if own or name else args.only) if own or name or args.only else []
     values |= by_hand(args.set, some or numbered())
     steps = [Step(notebook, values | own, name) for notebook in some] or whole(values)
-    if args.seeds and not any("seeds" in s.parameters() for s in steps): raise ValueError(f"--seeds {args.seeds}: {', '.join(s.name for s in steps)} take no seeds")
+    if args.seeds and not any("seeds" in s.parameters() for s in steps): raise ValueError(f"--seeds {args.seeds}: for notebooks that train; of {', '.join(s.name for s in steps)} none has seeds")
     run_steps(steps, args.preset)
 
 
