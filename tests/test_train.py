@@ -188,7 +188,7 @@ def test_what_is_held_back_is_not_trained_on(data):
 def test_errors_come_first(data, tmp_path):
     with pytest.raises(ValueError, match="no preset 'desktop': smoke, laptop, gpu, paper"): preset_of("desktop")
     with pytest.raises(ValueError, match="batch_size=1"): TrainConfig(batch_size=1)
-    with pytest.raises(FileNotFoundError, match="model.safetensors is missing"): fit(TINY, data, tmp_path/"x", start=tmp_path, progress=False)
+    with pytest.raises(FileNotFoundError, match="config.json is missing: .* is no SPKLIP model"): fit(TINY, data, tmp_path/"x", start=tmp_path, progress=False)
 
 
 def test_a_folder_belongs_to_one_run(data, tmp_path):
