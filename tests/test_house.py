@@ -33,6 +33,12 @@ def test_every_module_comes_from_a_notebook():
 def test_stored_notebook(path):
     assert problems(path) == []
 
+def test_executed_notebooks_are_whole_and_name_no_machine():
+    "What a run that was stopped left half done still has papermill's paths and no end."
+    executed = sorted((ROOT/"outputs").glob("laptop/notebooks/*.ipynb"))
+    assert len(executed) > 20
+    assert [p.name for p in executed if "papermill" in nbformat.read(p, 4).metadata] == []
+
 def test_readme_is_the_index():
     text, images = readme_of(nbformat.read(ROOT/"nbs"/"index.ipynb", 4))
     assert (ROOT/"README.md").read_text() == text, "run `make readme`"

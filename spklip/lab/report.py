@@ -62,7 +62,7 @@ def rows_of(
 ) -> pd.DataFrame:      # what is shown of it
     "The columns that a reader needs, in words."
     if "status" not in frame: return frame.head(MOST)
-    texts = lambda name: frame[name].fillna("").astype(str)
+    texts = lambda name: frame[name].astype(object).fillna("").astype(str) # a column of no text at all is read as numbers
     return pd.DataFrame({
         "what": frame.what, "paper": [plus_minus(p, s, digits_of(p)) for p, s in zip(frame.paper, frame.paper_std)],
         "ours": [plus_minus(o, s, digits_of(p)) for p, o, s in zip(frame.paper, frame.ours, frame["std"])], "unit": texts("unit"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'T95', 'PACKAGES', 'verdict', 'row', 'difference', 'digits_of', 'plus_minus', 'as_markdown', 'installed',
-           'commit', 'machine', 'Results', 'says', 'read_table']
+           'commit', 'add_entry', 'machine', 'Results', 'says', 'read_table']
 
 # %% ../../nbs/lab/02_tables.ipynb #c6b8b7d7
 import json, os, platform, subprocess
@@ -120,6 +120,13 @@ def commit() -> dict: # commit: short hash or None; modified: are nbs/ or spklip
     try: return {"commit": git("rev-parse", "--short=12", "HEAD"), "modified": bool(git("status", "--porcelain", "--untracked-files=no", "--", "spklip", "nbs"))}
     except (OSError, subprocess.CalledProcessError): return {"commit": None, "modified": None}
 
+def add_entry(path:Path, name:str, entry:dict) -> None:
+    "Put an entry into a JSON file of entries; of notebooks that run at once none loses its own."
+    runs_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(runs_folder()/".manifest"):
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, dict(sorted((kept | {name: entry}).items())))
+
 def machine(
     device="cpu", # torch device or its name
 ) -> dict:
@@ -170,11 +177,8 @@ class Results:
         **more,            # anything else worth keeping: data fingerprint, clips
     ) -> dict:             # the notebook's entry
         "Put a notebook's entry into manifest.json; the other notebooks' stay."
-        path, entry = self.folder/"manifest.json", {**commit(), **machine(device), "seeds": list(seeds), "seconds": round(seconds, 1), **more, "packages": installed()}
-        runs_folder().mkdir(parents=True, exist_ok=True)
-        with FileLock(runs_folder()/".manifest"): # notebooks that run at once
-            kept = json.loads(path.read_text()) if path.exists() else {}
-            write_json(path, dict(sorted((kept | {notebook: entry}).items())))
+        entry = {**commit(), **machine(device), "seeds": list(seeds), "seconds": round(seconds, 1), **more, "packages": installed()}
+        add_entry(self.folder/"manifest.json", notebook, entry)
         return entry
 
 # %% ../../nbs/lab/02_tables.ipynb #57e4a006
