@@ -88,12 +88,13 @@ def machine_rates(
     device:str="cpu",
     size:int=2048,   # of the square matrices
     runs:int=9,
-) -> dict:           # copy: bytes a second, read and written; float32, bfloat16: operations a second
+) -> dict:           # copy: bytes a second, read and written; float32 and, where the device computes in it, bfloat16: operations a second
     "What this machine does when it only copies, or only multiplies: matrices or, where their library is the better one, a plain convolution."
+    from spklip.train import has_bf16
     one = torch.ones(64 << 20, dtype=torch.uint8, device=device); other = torch.empty_like(one)
     best = lambda call: min(seconds(call, device) for _ in range(runs))
     found = dict(copy=2*one.numel()/best(lambda: other.copy_(one)))
-    for kind in (torch.float32, torch.bfloat16):
+    for kind in [torch.float32] + [torch.bfloat16]*has_bf16(torch.device(device)): # elsewhere a product in it may take a minute
         a, maps, weights = (torch.rand(s, device=device).to(kind) for s in ((size, size), (8, 64, size//16, size//16), (64, 64, 3, 3)))
         maps = maps.to(memory_format=torch.channels_last)
         by_product, by_convolution = 2*size**3/best(lambda: a @ a), 2*9*64*maps.numel()/best(lambda: F.conv2d(maps, weights, padding=1))
@@ -401,7 +402,7 @@ def bench(
     if unknown := [o for o in only or [] if not o or not any(name.startswith(o) for name in known)]: raise ValueError(f"no case begins with {unknown[0]!r}; there are: {'; '.join(known)}")
     chosen = [name for name in known if not only or any(name.startswith(o) for o in only)]
     rates, rows = machine_rates(device, 512 if small else 2048 if device == "cpu" else 8192), []
-    tell(f"this machine copies {rates['copy']/1e9:.1f} GB/s and multiplies matrices at {rates['float32']/1e9:,.0f} GFLOP/s in float32, {rates['bfloat16']/1e9:,.0f} in bfloat16")
+    tell(f"this machine copies {rates['copy']/1e9:.1f} GB/s and multiplies matrices at " + ", ".join(f"{r/1e9:,.0f} GFLOP/s in {kind}" for kind, r in rates.items() if kind != "copy"))
     for i, name in enumerate(chosen, 1):
         with tempfile.TemporaryDirectory(prefix="spklip-bench-") as folder:
             rows += (new := measured(name, CASES[name](Path(folder), small, device), rates, device, 7 if small else 41))

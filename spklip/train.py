@@ -6,8 +6,8 @@
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored',
            'where_it_may_mirror', 'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16',
            'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch',
-           'new_model', 'only', 'hold_out', 'train_loader', 'one_for_all', 'fit', 'go_on', 'model_digest', 'run_of',
-           'train_and_test', 'at_once', 'train_all']
+           'new_model', 'only', 'hold_out', 'to_watch', 'train_loader', 'one_for_all', 'fit', 'go_on', 'model_digest',
+           'run_of', 'train_and_test', 'at_once', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -33,7 +33,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 from tqdm import tqdm
 
 from .camera import raise_threshold
-from .data.datasets import SpikeDataset
+from .data.datasets import SpikeDataset, read_metadata
 from .data.frames import open_clips
 from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
@@ -336,6 +336,17 @@ def hold_out(
     kept = round(share*len(order))
     return only(dataset, sorted(order[kept:])), only(dataset, sorted(order[:kept]))
 
+def to_watch(
+    data:str|Path,  # folder of a data set
+    preset:Preset,  # sizes
+) -> SpikeDataset:  # the validation split; where there is none, the training clips that are kept back
+    "Clips to look at after each epoch. Raises ValueError where neither is there."
+    segments = segments_of(preset.model)
+    if "validation" in {r["split"] for r in read_metadata(data)}: return open_clips(data, "validation", segments)
+    _, kept_back = hold_out(open_clips(data, "train", segments), preset.train.hold_out)
+    if not len(kept_back): raise ValueError(f"{data}: no clips of split 'validation', and hold_out={preset.train.hold_out} keeps none back to watch instead")
+    return kept_back
+
 # %% ../nbs/04_train.ipynb #a347e530
 def train_loader(train:SpikeDataset, config:TrainConfig) -> DataLoader: # of this process's share of each batch
     "Batches in an order that is the same in all processes. Raises ValueError where a batch cannot be shared equally."
@@ -382,7 +393,8 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
     "Train from the last complete epoch to the end."
     main, segments = accelerator.is_main_process, segments_of(preset.model)
     train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), preset.train.hold_out)
-    validation = open_clips(data, "validation", segments)
+    watched = to_watch(data, preset)
+    if main and watched.rows[0]["split"] == "train": print(f"{data}: no validation split, so the accuracies told are those of training clips kept back", flush=True)
     config = where_it_may_mirror(preset.train, train.prompts)
     if main and config != preset.train: print("not mirrored: some classes are told apart by left and right", flush=True)
     loader = train_loader(train, config)
@@ -398,7 +410,7 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
         with one_for_all(folder, epoch):
             loss = train_epoch(model, optimizer, loader, config, accelerator, seed, epoch, progress and main)
             if not math.isfinite(loss): raise ValueError(f"{folder}: the loss of epoch {epoch + 1} is {loss}; a rate below lr={config.lr:g} may help. The epochs before it are kept")
-            seen = evaluate(core, validation)
+            seen = evaluate(core, watched)
         history.append(dict(epoch=epoch + 1, loss=loss, top1=seen.top(1), top5=seen.top(5), temperature=1/core.scale.item(),
                             seconds=time.perf_counter() - began))
         if progress and main: print("epoch {epoch:3d}  loss {loss:.3f}  validation top-1 {top1:.3f}  top-5 {top5:.3f}  tau {temperature:.3f}  {seconds:.0f} s".format(**history[-1]), flush=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spklip.camera import tfi
-from spklip.bench import CASES, ON_CPU, Case, apart, bench, by_frames, by_running_extremes, by_spikezoo, changes, measured, write_bench
+from spklip.bench import CASES, ON_CPU, Case, apart, bench, by_frames, by_running_extremes, by_spikezoo, changes, machine_rates, measured, write_bench
 from spklip.lab.cli import main
 
 RATES = dict(copy=1e9, float32=1e9, bfloat16=1e9)
@@ -59,6 +59,14 @@ def test_references():
     assert spikes[:, 0, 0].nonzero()[0].tolist() == [4, 9] and by_running_extremes(spikes)[4:9].ravel().tolist() == [np.float32(.2)]*5
     some = (np.random.default_rng(0).random((90, 4, 5)) < .1).astype(np.uint8)
     for most in (3, 64): assert (by_running_extremes(some, most) == tfi(some, max_window=most)).all()
+
+
+def test_a_machine_that_only_stores_bfloat16_is_not_timed_in_it(monkeypatch):
+    "There a product in it takes minutes."
+    for there in (True, False):
+        monkeypatch.setattr("spklip.train.has_bf16", lambda device: there)
+        rates = machine_rates(size=64, runs=1)
+        assert list(rates) == ["copy", "float32"] + ["bfloat16"]*there and min(rates.values()) > 0
 
 
 def test_command(tmp_path, capsys):

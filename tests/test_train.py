@@ -1,4 +1,5 @@
 "Training and evaluation: resumed runs, protocols, augmentation, errors."
+import json
 import math
 import os
 import random
@@ -251,6 +252,19 @@ def test_nothing_need_be_held_out(data, tmp_path, monkeypatch):
     monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path))
     metrics, _ = train_and_test(replace(TINY, train=replace(TINY.train, epochs=1, batch_size=8, hold_out=0.)), data, progress=False)
     assert metrics["seen_top1"] is None and 0 <= metrics["top1"] <= 1
+
+
+def test_without_a_validation_split_the_clips_kept_back_are_watched(data, tmp_path, capsys):
+    no_validation = copy_of(data, tmp_path/"two splits", dict(split=lambda r: "train" if r["split"] == "validation" else r["split"]))
+    model = fit(preset := replace(TINY, train=replace(TINY.train, epochs=1, hold_out=.2)), no_validation, tmp_path/"run")
+    assert "no validation split" in capsys.readouterr().out
+    watched = train.to_watch(no_validation, preset)
+    _, kept_back = hold_out(SpikeDataset(no_validation, "train"), .2)
+    assert watched.rows == kept_back.rows and len(watched) == 8
+    assert json.loads((model/"history.json").read_text())[0]["top1"] == evaluate(SPKLIP.from_pretrained(model), kept_back).top(1)
+    assert {r["split"] for r in train.to_watch(data, preset).rows} == {"validation"}
+    with pytest.raises(ValueError, match="no clips of split 'validation', and hold_out=0"):
+        fit(replace(preset, train=replace(preset.train, hold_out=0.)), no_validation, tmp_path/"other")
 
 
 def test_presets_keep_every_part_on():
