@@ -28,6 +28,7 @@ from .data.streams import SpikeStream, clip_index, count_frames, read_dat, write
 from .fsve import LIF, LIFConfig, lif_by_steps
 from .hsfe import sub_blocks
 from .stcl import SPKLIP, as_spikes, contrastive_loss, contrastive_targets, encode_by_loop, learn_wordpiece, macs
+from .lab.processes import device_of
 from .lab.runs import atomic, write_json
 
 # %% ../nbs/13_bench.ipynb #8e997db6
@@ -397,7 +398,7 @@ def bench(
 ) -> tuple:              # rows, rates of the machine
     "Time the cases one after the other. Raises ValueError for a name that no case has, and for a GPU that is not there."
     from spklip.train import has_bf16
-    if device == "cuda" and not torch.cuda.is_available(): raise ValueError("device='cuda': torch finds no GPU that it can use")
+    device_of(device)
     known = [name for name in CASES if (device == "cpu" or not name.startswith(ON_CPU)) and ("bf16" not in name or has_bf16(torch.device(device)))]
     if unknown := [o for o in only or [] if not o or not any(name.startswith(o) for name in known)]: raise ValueError(f"no case begins with {unknown[0]!r}; there are: {'; '.join(known)}")
     chosen = [name for name in known if not only or any(name.startswith(o) for o in only)]

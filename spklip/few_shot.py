@@ -73,6 +73,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .data.datasets import SpikeDataset
+from .lab.processes import device_of
 from .lab.runs import atomic, cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .stcl import SPKLIP
 from .train import (Preset, TrainConfig, at_once, augment, evaluate, learning_rate, make_optimizer, model_digest, new_model, only, run_of, segments_of, train_epoch,
@@ -156,7 +157,7 @@ def stored_features(
 ) -> Tensor:               # [n,1+views,N,D]
     "`clip_features`, computed once."
     def make(folder):
-        model = SPKLIP.from_pretrained(start, "cuda" if torch.cuda.is_available() else "cpu")
+        model = SPKLIP.from_pretrained(start, device_of())
         clips = lambda split, some: (lambda d: d if some is None else only(d, some))(SpikeDataset(data, split, segments_of(model.config)))
         if norms is not None: refresh_norms(model, clips("train", norms))
         found = clip_features(model, clips(split, chosen), views, config)
@@ -334,7 +335,7 @@ def few_shot_all(
         kept = config.method not in ("everything", "from scratch")
         (then if kept and trunk in trunks else first).setdefault(digest(run), (key, job))
         if kept: trunks.add(trunk)
-    if not torch.cuda.is_available():
+    if device_of() == "cpu":
         for todo in (first, then): # who shares a trunk's features comes after who computes them
             side_by_side(few_shot, dict(todo.values()), at_once(preset for _, (_, preset, *_) in todo.values()))
     return {key: few_shot(*job) for key, job in jobs.items()}

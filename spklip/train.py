@@ -38,7 +38,7 @@ from .data.frames import open_clips
 from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
-from .lab.processes import Share, from_all, join_norms, joined, process, processes, share_of
+from .lab.processes import Share, device_of, from_all, join_norms, joined, process, processes, share_of
 from .lab.runs import belongs, cached, digest, fingerprint, is_finished, locked, one_thread, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, spiking
@@ -378,8 +378,7 @@ def fit(
     """Train SPKLIP on a data set's training split (section 4.1), alone or with other processes. Resumes; a finished run is left as it is.
 
     Raises ValueError for a folder of another run, or one in which somebody else trains, and for a GPU that is not there."""
-    if device == "cuda" and not torch.cuda.is_available(): raise ValueError("device='cuda': torch finds no GPU that it can use")
-    folder, accelerator = Path(folder), Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    folder, accelerator = Path(folder), Accelerator(cpu=device_of(device) == "cpu")
     folder.mkdir(parents=True, exist_ok=True)
     there = from_all([(folder/"model"/"history.json").exists(), *sorted(e.name for e in folder.glob("epoch-*"))])
     if any(found != there[0] for found in there): raise ValueError(f"{folder}: all processes have to see one folder, but in it they find {there}")
@@ -440,7 +439,7 @@ def train_and_test(
 ) -> tuple:                   # metrics on the test split with the history, folder of the model
     "Train with one seed, then look at the test split once."
     def make(at):
-        model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress), "cuda" if torch.cuda.is_available() else "cpu")
+        model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress), device_of())
         segments = segments_of(preset.model)
         _, kept_back = hold_out(open_clips(data, "train", segments), preset.train.hold_out)
         return dict(evaluate(model, open_clips(data, "test", segments)).metrics(), seen_top1=evaluate(model, kept_back).top(1) if len(kept_back) else None,
@@ -459,7 +458,7 @@ def train_all(
 ) -> dict:     # the same keys -> what it gives
     "Many trainings, side by side where there is no GPU; what two share, or an earlier call has trained, is trained once."
     todo = {digest(run): (key, job) for key, job in jobs.items() if not is_finished("train", run := run_of(*job))}
-    if not torch.cuda.is_available():
+    if device_of() == "cpu":
         side_by_side(partial(train_and_test, progress=len(todo) == 1), dict(todo.values()), at_once(preset for _, (preset, *_) in todo.values()))
     return {key: train_and_test(*job) for key, job in jobs.items()}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .datasets import METADATA, SpikeDataset, read_metadata, write_metadata
 from .scenes import SpikeActions, describe, draw, fingerprint, take
 from .streams import StreamError, atomic, clip_index
-from .video import _pictures
+from .video import _pictures, length
 
 # %% ../../nbs/data/07_frames.ipynb #39c0f272
 FRAME_HZ = 30. # frames a second of an ordinary camera
@@ -82,6 +82,6 @@ def rgb_frames(
     frames:int=8, # wanted, F
 ) -> np.ndarray:  # uint8 [F,3,H,W]
     "One frame from the middle of each of F equal shares of a video; a shorter one repeats frames."
-    pictures = [p.to_ndarray(format="rgb24") for p in _pictures(path)]
-    chosen = ((np.arange(frames) + .5)*len(pictures)/frames).astype(int)
+    chosen = ((np.arange(frames) + .5)*length(path)/frames).astype(int) # known before, since a whole video may not fit in memory
+    pictures = {i: p.to_ndarray(format="rgb24") for i, p in enumerate(_pictures(path)) if i in chosen}
     return np.stack([pictures[i] for i in chosen]).transpose(0, 3, 1, 2)

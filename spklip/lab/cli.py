@@ -262,9 +262,9 @@ def model_at(folder) -> Path:
 
 def trained(folder):
     "A model from its folder, on a GPU if there is one."
-    import torch
+    from spklip.lab.processes import device_of
     from spklip.stcl import SPKLIP
-    return SPKLIP.from_pretrained(model_at(folder), "cuda" if torch.cuda.is_available() else "cpu")
+    return SPKLIP.from_pretrained(model_at(folder), device_of())
 
 # %% ../../nbs/lab/04_cli.ipynb #1f17782f
 def evaluate(args) -> None:
