@@ -129,7 +129,8 @@ def data(args) -> int|None: # exit code
     from spklip.data.conversion import Encoding, convert
     from spklip.lab.notebooks import real_data
     source = args.source or real_data({"weizmann": "weizmann/silhouettes.npz", "arid": "arid"}[args.kind])
-    if source is None or not Path(source).exists(): raise FileNotFoundError(f"{args.kind}: its source is not here; give --source")
+    if source is None: raise FileNotFoundError(f"{args.kind}: none of its videos are here; give --source")
+    if not Path(source).exists(): raise FileNotFoundError(f"--source {source}: no such {'file' if args.kind == 'weizmann' else 'folder'}")
     failed = convert(getattr(video, args.kind)(source, seed=args.seed), args.folder, Encoding(height=args.height or 32, width=args.width or 40))
     check(args.folder)
     if failed: print(f"spklip data: {len(failed):,} clips failed: {failed[0]['reason']} ({args.folder}/failed.jsonl)", file=sys.stderr)
