@@ -9,7 +9,6 @@ __all__ = ['FILES', 'LEFT', 'Ranks', 'ranks', 'recall_at', 'median_rank', 'chanc
 
 # %% ../nbs/08_retrieval.ipynb #1b4a8a20
 import json
-import os
 import shutil
 import sys
 import time
@@ -258,7 +257,8 @@ def begun(part:Path, of:dict, n:int) -> int: # clips
 
 def put(part:Path, folder:Path) -> None:
     "Give a complete index its name; one that was there before goes."
-    old = folder.with_name(f"{folder.name}.{os.getpid()}.old")
+    old = part.with_name(f"{part.name}.old")
+    shutil.rmtree(old, ignore_errors=True) # of a process that was killed in the middle of this
     if folder.exists(): folder.rename(old)
     (part/".lock").unlink(missing_ok=True)
     part.rename(folder)
@@ -276,6 +276,7 @@ def embed_clips(
 ) -> None:
     "Embed what is not embedded yet, and note after each batch what is done."
     done, n, seen = begun(part, of, len(clips)), len(clips), time.time()
+    if not done: (part/"index.json").unlink(missing_ok=True) # or it would vouch for the rows that are now blank
     file = np.lib.format.open_memmap(part/"embeddings.npy", "r+" if done else "w+", np.float32, (n, model.config.star_net.embed_dim))
     began, before, terminal = seen, done, sys.stderr.isatty()
     with tqdm(total=n, initial=done, desc="index", unit=" clips", leave=False, disable=not (progress and terminal)) as bar:

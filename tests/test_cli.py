@@ -79,9 +79,14 @@ def test_view_gif(dat):
     gif = Image.open("v.gif")
     assert gif.info["duration"] == 100 and gif.n_frames > 1
 
+def test_a_gif_counts_in_hundredths_of_a_second(dat, capsys):
+    assert cli.main(["view", dat, *SIZE, "--fps", "30", "--out", "v.gif"]) == 0
+    assert Image.open("v.gif").info["duration"] == 30 and "33.3 a second" in capsys.readouterr().out
+    assert "at most 50 pictures a second" in fails(capsys, "view", dat, *SIZE, "--fps", "60", "--out", "v.gif")
+
 def test_a_gif_of_too_many_pictures(dat, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "MOST", 20)
-    assert "26 pictures, at most 20 fit; --every 13 or more" in fails(capsys, "view", dat, *SIZE, "--out", "v.gif")
+    monkeypatch.setattr(cli, "MOST", 20*6*7)
+    assert "26 pictures, at most 20 of this size fit; --every 13 or more" in fails(capsys, "view", dat, *SIZE, "--out", "v.gif")
     assert cli.main(["view", dat, *SIZE, "--every", "13", "--out", "v.gif"]) == 0 and Image.open("v.gif").info["duration"] == 50
 
 def test_what_view_drew_is_no_evidence_of_the_rows(dat, capsys):
@@ -189,9 +194,10 @@ def test_a_preset_s_data_take_the_seed_and_no_sizes(tmp_path, monkeypatch, capsy
 
 def test_clips_that_failed_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(conversion, "convert", lambda *how: [dict(file="a.avi", reason="a.avi: cannot be read")]); monkeypatch.setattr(cli, "check", lambda folder: None)
-    monkeypatch.setattr(video, "weizmann", lambda source, seed: [])
     (tmp_path/"s.npz").touch()
-    assert "1 clips failed: a.avi: cannot be read" in fails(capsys, "data", "weizmann", str(tmp_path/"out"), "--source", str(tmp_path/"s.npz"), code=1)
+    for clips, says, code in ((["a", "b"], "1 of 2 clips failed: a.avi: cannot be read", 1), (["a"], "spklip data: a.avi: cannot be read", 2)):
+        monkeypatch.setattr(video, "weizmann", lambda source, seed: clips)
+        assert says in fails(capsys, "data", "weizmann", str(tmp_path/"out"), "--source", str(tmp_path/"s.npz"), code=code)
 
 def test_a_start_is_looked_for_at_once_and_from_here(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -203,6 +209,11 @@ def test_a_start_is_looked_for_at_once_and_from_here(tmp_path, monkeypatch, caps
     values, _ = cli.on_own_data(cli.parser().parse_args(["reproduce", "--start", str(root()/"outputs"/"laptop"/"model"), "--name", "trial"]))
     assert values == {"start": "outputs/laptop/model", "name": "trial"} # as tables name it, on any machine
     assert cli.on_own_data(cli.parser().parse_args(["reproduce", "--name", "trial"])) == ({"name": "trial"}, "trial")
+
+def test_data_here_have_the_name_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("spklip.data.datasets.read_metadata", lambda folder: [])
+    (tmp_path/"mine").mkdir(); monkeypatch.chdir(tmp_path/"mine")
+    assert cli.on_own_data(cli.parser().parse_args(["reproduce", "--data", "."]))[1] == "mine"
 
 def test_what_is_no_benchmark_is_not_waited_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("spklip.bench.bench", lambda *how: pytest.fail("timed first"))

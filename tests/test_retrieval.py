@@ -1,5 +1,6 @@
 "Retrieval: ranks against loops, chance against draws, search against the full matrix, an index that survives a kill, the commands."
 import itertools, json, math, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
 from functools import partial
 import numpy as np, pytest, torch
 from filelock import FileLock
@@ -255,6 +256,29 @@ def test_what_another_model_began_is_begun_anew(tiny, model, tmp_path, monkeypat
     seen = fails_after(model, monkeypatch, 99)
     Index.build(model, of, clips, at, batch=4)
     assert seen == [4, 4, 4]
+
+def test_the_first_of_three_does_not_trust_the_rows_of_the_second(tiny, model, tmp_path, monkeypatch):
+    "One model is stopped, another blanks its rows and is stopped before it notes any: the first begins anew."
+    clips, of, at = SpikeDataset(tiny), identity(MODEL, tiny), tmp_path/"index"
+    for who, batches in ((of, 2), (of | {"model": "other"}, 0)):
+        with monkeypatch.context() as m:
+            fails_after(model, m, batches)
+            with pytest.raises(Stop): Index.build(model, who, clips, at, batch=4)
+    assert np.abs(Index.build(model, of, clips, at, batch=4).embeddings).max(1).all()
+
+def test_killed_while_it_got_its_name(tiny, model, tmp_path, monkeypatch):
+    "Neither index has the name; the next call gives it, and leaves nothing of the old one."
+    clips, of, at = SpikeDataset(tiny, "test"), identity(MODEL, tiny, "test"), tmp_path/"index"
+    Index.build(model, of | {"model": "old"}, clips, at)
+    rename = Path.rename
+    def stop(self, to):
+        if self.name == "index.part": raise Stop
+        return rename(self, to)
+    with monkeypatch.context() as m:
+        m.setattr(Path, "rename", stop)
+        with pytest.raises(Stop): Index.build(model, of, clips, at)
+    assert stale(at, of) == "not there"
+    assert Index.build(model, of, clips, at).of == of and sorted(os.listdir(tmp_path)) == ["index", "tiny"]
 
 def test_the_old_index_answers_until_the_new_one_is_complete(tiny, model, tmp_path, monkeypatch):
     clips, of, at = SpikeDataset(tiny), identity(MODEL, tiny), tmp_path/"index"
