@@ -239,6 +239,7 @@ def test_the_report_shows_what_is_there_and_names_what_is_not(tmp_path):
 def test_every_part_of_the_report_has_its_notebook():
     there = {p.relative_to(ROOT/"nbs").with_suffix("").as_posix() for p in (ROOT/"nbs").rglob("*.ipynb")}
     made = {p.notebook for p in report.PARTS}
+    assert {f for p in report.PARTS for f in p.figures} == set(report.CAPTIONS)
     assert made <= there and len({t for p in report.PARTS for t in p.tables}) == sum(len(p.tables) for p in report.PARTS)
 
 def test_each_number_of_the_paper_stands_in_a_part():

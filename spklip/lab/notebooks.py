@@ -216,14 +216,17 @@ def readme_of(
 
 # %% ../../nbs/lab/00_notebooks.ipynb #6e02a563
 def contents() -> str: # a markdown table, links relative to nbs/
-    "Every notebook but the index: link, title, what it is about, the module it exports, seconds of its stored run."
-    lines, took = ["| notebook | about | module | seconds |", "|---|---|---|---|"], times()
+    "Every notebook but the index: link, title, what it is about, the module it exports, seconds of its stored run, the run on `laptop`."
+    lines, took = ["| notebook | about | module | seconds | results |", "|---|---|---|---|---|"], times()
     for path in notebooks():
         if path.stem == "index": continue
         cells, link = stored(path).cells, path.relative_to(root()/"nbs").as_posix()
+        name = link.removesuffix(".ipynb")
         title, about = re.match(r"# (.+)\n+> (.+)", cells[0].source).groups()
         module = [m[1].replace(".", "/") for c in cells if (m := re.search(r"#\| default_exp (\S+)", c.source))]
-        lines.append(f"| [{link.removesuffix('.ipynb')}]({link}) | **{title}.** {about} | {f'`spklip/{module[0]}.py`' if module else ''} | {took.get(link.removesuffix('.ipynb'), '')} |")
+        run = f"outputs/laptop/notebooks/{path.name}"
+        row = (f"[{name}]({link})", f"**{title}.** {about}", f"`spklip/{module[0]}.py`" if module else "", str(took.get(name, "")), f"[laptop](../{run})" if (root()/run).exists() else "")
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 # %% ../../nbs/lab/00_notebooks.ipynb #51ddecea
