@@ -90,7 +90,7 @@ def machine_rates(
     size:int=2048,   # of the square matrices
     runs:int=9,
 ) -> dict:           # copy: bytes a second, read and written; float32 and, where the device computes in it, bfloat16: operations a second
-    "What this machine does when it only copies, or only multiplies: matrices or, where their library is the better one, a plain convolution."
+    "What this machine does when it only copies, or only multiplies: matrices or, where that is faster, a plain convolution (on a GPU in TF32, torch's default for these)."
     from spklip.train import has_bf16
     one = torch.ones(64 << 20, dtype=torch.uint8, device=device); other = torch.empty_like(one)
     best = lambda call: min(seconds(call, device) for _ in range(runs))
@@ -126,8 +126,8 @@ def decoding(folder:Path, small:bool, device:str) -> Case:
     "A whole recording to one byte a pixel."
     frames, size = 200 if small else 2000, (240, 320)
     path, pixels = recorded(folder, "decode.dat", frames), frames*size[0]*size[1]
-    packed = torch.from_numpy(read_dat(path, *size, packed=True)).to(device)
-    ours = (lambda: read_dat(path, *size)) if device == "cpu" else lambda: unpack(packed, *size)
+    bits = lambda: torch.from_numpy(read_dat(path, *size, packed=True)).to(device)
+    ours = (lambda: read_dat(path, *size)) if device == "cpu" else lambda: unpack(bits(), *size)
     return Case(f"decode {frames:,} frames of {size[0]} x {size[1]}", ours, lambda: by_unpackbits(path, frames, *size),
                 "np.unpackbits of the file", frames, "frames", 9/8*pixels, peers=by_spikezoo(path, *size))
 
@@ -176,10 +176,11 @@ def by_frames(light:np.ndarray, theta:float=5.) -> np.ndarray: # uint8 [T,H,W]
 def simulation(folder:Path, small:bool, device:str) -> Case:
     "Light to packed spikes."
     frames = 100 if small else 1000
-    light = torch.from_numpy(np.random.default_rng(0).random((frames, 240, 320), np.float32)).to(device)
+    light = np.random.default_rng(0).random((frames, 240, 320), np.float32)
+    there = torch.from_numpy(light).to(device)
     packed = lambda spikes: np.packbits(spikes.reshape(frames, -1), axis=-1, bitorder="little")
-    return Case(f"simulate {frames:,} frames of 240 x 320, packed", lambda: simulate(light, packed=True), lambda: packed(by_frames(light.cpu().numpy())),
-                "numpy, frame by frame", frames, "frames", 4.125*light.numel())
+    return Case(f"simulate {frames:,} frames of 240 x 320, packed", lambda: simulate(there, packed=True), lambda: packed(by_frames(light)),
+                "numpy, frame by frame", frames, "frames", 4.125*light.size)
 
 def by_running_extremes(spikes:np.ndarray, most:int=64) -> np.ndarray: # float32 [T,H,W]
     "Texture from interval: one over the frames between the spike at or before a moment and the next."
@@ -219,9 +220,10 @@ def rendering(folder:Path, small:bool, device:str) -> Case:
     shot = take(config, 0)
     u = read_frames(config, shot)[:frames]/shot.frames
     ends, radius, shade = pile(*frame_capsules(config, shot, u))
-    wall = torch.full((frames, *size), .5, device=device)
-    return Case(f"paint {radius.shape[1]} capsules into {frames} frames of {size[0]} x {size[1]}", lambda: paint(wall.clone(), ends, radius, shade),
-                lambda: by_distance(wall.cpu().numpy(), ends, radius, shade), "numpy, each capsule over the whole frame", frames, "frames", close=2e-3, runs=3)
+    wall = np.full((frames, *size), .5, np.float32)
+    there = torch.from_numpy(wall).to(device)
+    return Case(f"paint {radius.shape[1]} capsules into {frames} frames of {size[0]} x {size[1]}", lambda: paint(there.clone(), ends, radius, shade),
+                lambda: by_distance(wall, ends, radius, shade), "numpy, each capsule over the whole frame", frames, "frames", close=2e-3, runs=3)
 
 # %% ../nbs/13_bench.ipynb #f24482fb
 def model_of(size:str, device:str) -> tuple: # SPKLIP, clips in a batch

@@ -271,7 +271,7 @@ def test_presets_keep_every_part_on():
     for name in ("laptop", "gpu", "paper"):
         model = preset_of(name).model
         assert model.hsfe.masks and model.hsfe.attention and model.hsfe.n_blocks == 5 and model.star_net.temporal_layers >= 1 and model.text.layers >= 2
-    assert preset_of("paper").train.lr == 2e-5 and preset_of("paper").train.batch_size == 8 and preset_of("paper").train.epochs == 30
+    assert preset_of("paper").train.lr == 2e-5 and preset_of("paper").train.batch_size == 8 and preset_of("paper").train.epochs == 30 and preset_of("paper").train.targets == "diagonal"
 
 
 def test_frugal_and_compiled(tmp_path, monkeypatch):
