@@ -428,7 +428,8 @@ def model_digest(
 
 def run_of(preset:Preset, data:str|Path, seed:int=0, start:str|Path|None=None) -> dict: # the run's whole configuration
     "What identifies a training: a data set and a model to start from by what is in them. Raises FileNotFoundError where there is none."
-    return dict(preset=preset, data=fingerprint(data), seed=seed, start=model_digest(start) if start else "")
+    how = replace(preset.train, workers=0, frugal=False, compiled=False) # they change how it is computed, not what: a run may go on with others
+    return dict(preset=replace(preset, train=how), data=fingerprint(data), seed=seed, start=model_digest(start) if start else "")
 
 def train_and_test(
     preset:Preset,            # sizes
