@@ -284,6 +284,15 @@ def test_wrong_moments_and_sizes():
     with pytest.raises(ValueError, match="3 bytes a frame do not hold 4 x 4"): unpack(np.zeros((2, 3), np.uint8), 4, 4)
 
 
+@pytest.mark.parametrize("kind", [bool, np.int64, np.float32])
+def test_spikes_are_bool_or_uint8(engine, kind):
+    spikes = some_spikes()
+    for other in (spikes.astype(kind), torch.from_numpy(spikes.astype(kind))):
+        if kind is bool: assert (np.asarray(tfp(other)) == tfp(spikes)).all() and (np.asarray(tfi(other)) == tfi(spikes)).all()
+        else:
+            with pytest.raises(TypeError, match=f"spikes are {kind.__name__}: give uint8 or bool"): tfp(other)
+
+
 def test_no_frames_at_all(engine):
     nothing = np.zeros((0, 2, 3, 8), np.float32)
     for light in (nothing, torch.from_numpy(nothing), nothing[..., :5]):
@@ -293,12 +302,15 @@ def test_no_frames_at_all(engine):
 
 # ---- the machine
 
-def test_layout_of_memory_does_not_matter():
+@pytest.mark.filterwarnings("error")
+def test_layout_of_memory_does_not_matter(engine):
     light = light_of("float32", (8, 40, 6))
     strided = np.asfortranarray(light)[:, ::2]
     strided.setflags(write=False)
     assert (simulate(strided) == simulate(light[:, ::2].copy())).all()
+    assert (simulate(light[:, ::-1]) == simulate(light)[:, ::-1]).all()
     spikes = simulate(light)
+    spikes.setflags(write=False)
     assert (tfp(spikes[:, ::-1])[:, ::-1] == tfp(spikes)).all() and (tfi(spikes[:, ::-1])[:, ::-1] == tfi(spikes)).all()
 
 
