@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'SensorNoise', 'SpikeCamera', 'simulate', 'rate_from_intensity', 'intensity_from_rate',
-           'interval_from_intensity', 'spikes_from_charge', 'seconds', 'raise_threshold', 'tfp', 'tfi']
+           'interval_from_intensity', 'seconds', 'raise_threshold', 'tfp', 'tfi']
 
 # %% ../nbs/00_spike_camera.ipynb #cfcef114
 import math
@@ -370,10 +370,11 @@ def simulate(
 
 # %% ../nbs/00_spike_camera.ipynb #9ce82893
 def rate_from_intensity(
-    intensity,       # light, a number, array or tensor
+    intensity,       # light, a number, array or tensor; 1 is full scale, of uint8 255 is
     theta:float=5.0, # threshold, units of intensity x frame
 ):                   # firing rate, spikes per pixel per frame, at most 1
     "Steady light fires a pixel `intensity/theta` times a frame, and never more than once."
+    if "uint8" in str(getattr(intensity, "dtype", "")): intensity = intensity/255
     rate = intensity/theta
     return rate.clamp(max=1) if isinstance(rate, Tensor) else np.minimum(rate, 1)
 
@@ -390,13 +391,6 @@ def interval_from_intensity(
 ):                   # inter-spike interval, frames, at least 1
     "Frames from a spike to the next in steady light, on average."
     return 1/rate_from_intensity(intensity, theta)
-
-def spikes_from_charge(
-    charge,          # light summed over frames, units of intensity x frame
-    theta:float=5.0, # threshold
-):                   # number of spikes, where no frame owes more than one
-    "How many spikes an amount of light is worth."
-    return charge//theta
 
 def seconds(
     frames,        # spike frames, such as an inter-spike interval

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from spklip import camera
-from spklip.camera import SensorNoise, SpikeCamera, pack, raise_threshold, simulate, tfi, tfp, unpack
+from spklip.camera import SensorNoise, SpikeCamera, pack, raise_threshold, rate_from_intensity, simulate, tfi, tfp, unpack
 
 FAULTY = SensorNoise(dark_current=0.05, gain_std=0.1, threshold_std=0.1, temporal_std=0.3, dead=0.05, hot=0.05, lines=0.2)
 
@@ -235,6 +235,12 @@ def test_tfi(engine, m, closed):
     assert (tfi(spikes, None, m, 0.25, closed) == expected).all()
     assert (tfi(torch.from_numpy(spikes), None, m, 0.25, closed).numpy() == expected).all()
     for t in range(len(spikes)): assert (tfi(spikes, t, m, 0.25, closed) == expected[t]).all()
+
+
+def test_rate_of_bytes_is_that_of_the_camera():
+    grey = np.arange(0, 256, 51, dtype=np.uint8)
+    for light in (grey, torch.from_numpy(grey)):
+        for theta in (5.0, 0.5): assert np.allclose(simulate(np.tile(grey, (1000, 1, 1)), theta).mean(0), rate_from_intensity(light, theta), atol=1e-3)
 
 
 def test_tfi_tells_steady_light():
