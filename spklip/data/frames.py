@@ -83,5 +83,5 @@ def rgb_frames(
 ) -> np.ndarray:  # uint8 [F,3,H,W]
     "One frame from the middle of each of F equal shares of a video; a shorter one repeats frames."
     chosen = ((np.arange(frames) + .5)*length(path)/frames).astype(int) # known before, since a whole video may not fit in memory
-    pictures = {i: p.to_ndarray(format="rgb24") for i, p in enumerate(_pictures(path)) if i in chosen}
+    pictures = {i: p("rgb24") for i, p in enumerate(_pictures(path)) if i in chosen}
     return np.stack([pictures[i] for i in chosen]).transpose(0, 3, 1, 2)

@@ -19,8 +19,12 @@ from .datasets import assign_splits
 from .streams import StreamError
 
 # %% ../../nbs/data/03_video.ipynb #6c932f8b
+def _shown(frame, aspect, format):
+    "A frame as a player shows it: pixels made square, then turned."
+    return np.rot90(frame.to_ndarray(format=format, width=max(1, round(frame.width*aspect))), round(frame.rotation/90))
+
 def _pictures(path):
-    "The frames of a video as PyAV decodes them; a file that is no whole video is a `StreamError`, at its end if not before."
+    "The frames of a video, each a function of a pixel format; a file that is no whole video is a `StreamError`, at its end if not before."
     path, n = Path(path), 0
     if not path.is_file(): raise StreamError(f"{path}: no such video")
     try:
@@ -29,7 +33,7 @@ def _pictures(path):
             stream = container.streams.video[0]
             for frame in container.decode(stream):
                 n += 1
-                yield frame
+                yield partial(_shown, frame, stream.sample_aspect_ratio or 1)
             declared = stream.frames
     except (av.error.FFmpegError, OSError) as e: raise StreamError(f"{path}: {path.stat().st_size:,} bytes, not a whole video ({e.strerror or e})") from None
     if not n: raise StreamError(f"{path}: {path.stat().st_size:,} bytes without a frame")
@@ -39,7 +43,7 @@ def frames_of(
     path,  # any video PyAV opens
 ):         # yields grey uint8 frames [H,W]
     "The grey frames of a video, one at a time."
-    for picture in _pictures(path): yield picture.to_ndarray(format="gray")
+    for picture in _pictures(path): yield picture("gray")
 
 def length(
     path,    # any video PyAV opens
