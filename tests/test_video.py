@@ -101,7 +101,7 @@ def test_weizmann_copies_differ_and_repeat_and_keep_to_their_split(tmp_path):
 def test_window_has_a_fixed_duration():
     assert window(100, 25, 2, 0) == slice(0, 50) and window(100, 25, 2, 1) == slice(50, 100) and window(30, 25, 2, 0.7) == slice(0, 30)
 
-def test_arid_uses_the_official_lists(tmp_path):
+def test_arid_uses_its_lists(tmp_path):
     (tmp_path/"mapping_table_23.txt").write_text("".join(f"{i}\t{c}\n" for i, c in enumerate(ARID)))
     train = [(f"{c}/{c}_{g}_{k}.mp4", i) for i, c in enumerate(ARID) for g in (1, 2, 3) for k in (1, 2)]
     (tmp_path/"train.txt").write_text("".join(f"{n}\t{i}\t{f}\n" for n, (f, i) in enumerate(train)))

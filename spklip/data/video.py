@@ -266,7 +266,7 @@ def video_view(
 ARID = dict(Jump="a person jumps", Run="a person runs", Sit="a person sits down", Stand="a person stands up", Turn="a person turns around", Walk="a person walks")
 
 def _arid_rows(folder, name):
-    "The clips of an official list: `index class path` a line."
+    "The clips of a list: `index class path` a line."
     names = dict(line.split() for line in (folder/"mapping_table_23.txt").read_text().splitlines() if line.strip())
     listed = [line.split() for line in (folder/f"{name}.txt").read_text().splitlines() if line.strip()]
     return [dict(file=f"{name}/{path}", label=names[number]) for _, number, path in listed]
@@ -281,7 +281,7 @@ def arid(
     level:float=0.3,         # mean intensity after exposure
     seed:int=0,              # of the held-out sessions and all draws
 ) -> list[VideoClip]:        # for `convert`
-    "Action recognition in the dark: the official validate list is the test. Training copies but the first play in another video's scene."
+    "A part of ARID (action recognition in the dark), six classes: its validate list is the test. Training copies but the first play in another video's scene."
     folder = Path(folder)
     train = [r | {"group": Path(r["file"]).stem.rsplit("_", 1)[0]} for r in _arid_rows(folder, "train")]
     rows = assign_splits(train, validation, 0, seed=seed) + [r | {"group": r["file"], "split": "test"} for r in _arid_rows(folder, "validate")]
