@@ -12,7 +12,7 @@ __all__ = ['DOMAINS', 'RECORDED', 'LIGHT', 'BONES', 'ANCHORS', 'WALLS', 'DECOR',
 # %% ../../nbs/data/02_scenes.ipynb #ee97efec
 import hashlib, json, time
 from dataclasses import dataclass, asdict, replace
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 
 import numpy as np, torch
@@ -706,14 +706,14 @@ def describe(
                 source="SpikeActions", made_by=f"spklip SpikeActions {fingerprint(config)}", recording=shot.frames)
 
 # %% ../../nbs/data/02_scenes.ipynb #becb22a8
-def claim(config, folder): # -> Path
+def claim(config, folder, **more): # more settings
     "Make the folder this data set's, or say what else it is."
-    settings = dict(settings_of(config), made_by=f"spklip SpikeActions {fingerprint(config)}")
+    settings = dict(settings_of(config), made_by=f"spklip SpikeActions {fingerprint(config)}", **more)
     mark = folder/"settings.json"
     if mark.exists():
         found = json.loads(mark.read_text())
         if found == settings: return
-        changed = ", ".join(f"{k} {found.get(k)} -> {v}" for k, v in settings.items() if found.get(k) != v and k != "made_by")
+        changed = ", ".join(f"{k} {found.get(k)} -> {settings.get(k)}" for k in settings | found if found.get(k) != settings.get(k) and k != "made_by")
         raise StreamError(f"{folder}: holds SpikeActions of other settings ({changed or 'an older drawing'}); delete it or choose another folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StreamError(f"{folder}: holds something that is not SpikeActions; choose an empty or a new folder")
@@ -733,7 +733,7 @@ def generate(
     folder = Path(folder)
     claim(config, folder)
     if (folder/METADATA).exists(): return folder
-    with FileLock(folder/".lock"): fill(config, folder, progress, device)
+    with FileLock(folder/".lock"): fill(config, folder, describe, partial(write_clips, device=device), progress, device)
     return folder
 
 WORTH_PROCESSES = 200 # clips that take longer than processes do to start
@@ -743,16 +743,16 @@ def write_clips(config, indices, files, device): # -> how many
     for file, bits in zip(files, render(config, indices, device).cpu()): write_dat(file, bits, config.height, config.width)
     return len(indices)
 
-def fill(config, folder, progress, device): # by one process at a time
+def fill(config, folder, tell, write, progress=False, device="cpu"): # tell(config, index) -> row; write(config, indices, files) -> how many; by one process at a time
     "Write what is not there yet."
     if (folder/METADATA).exists(): return
     for left in folder.rglob(".*.part"): left.unlink()  # what an interruption left half written
-    rows = [describe(config, i) for i in range(len(config))]
+    rows = [tell(config, i) for i in range(len(config))]
     for sub in {Path(r["file"]).parent for r in rows}: (folder/sub).mkdir(parents=True, exist_ok=True)
     todo, some = [i for i, r in enumerate(rows) if not (folder/r["file"]).exists()], at_once(config, device)
     several = cpu_count() if torch.device(device).type == "cpu" and len(todo) >= WORTH_PROCESSES else 1
     parts = [todo[n:n + some] for n in range(0, len(todo), some)]
-    work = (delayed(write_clips)(config, part, [folder/rows[i]["file"] for i in part], device) for part in parts)
+    work = (delayed(write)(config, part, [folder/rows[i]["file"] for i in part]) for part in parts)
     began, done = time.perf_counter(), 0
     for n in Parallel(several, "loky", return_as="generator_unordered")(work):
         done += n
