@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'SensorNoise', 'SpikeCamera', 'simulate', 'rate_from_intensity', 'intensity_from_rate',
-           'interval_from_intensity', 'spikes_from_charge', 'seconds', 'raise_threshold', 'tfp', 'tfi']
+           'interval_from_intensity', 'seconds', 'raise_threshold', 'tfp', 'tfi']
 
 # %% ../nbs/00_spike_camera.ipynb #cfcef114
 import math
@@ -27,6 +27,16 @@ def compiled(kernel): # a function of arrays and numbers
 def on_cpu(x) -> bool: # array or tensor
     "Whether compiled code can work on `x`."
     return njit is not None and not (isinstance(x, Tensor) and x.device.type != "cpu")
+
+def as_tensor(x) -> Tensor: # array or tensor
+    "`x` for torch, which cannot share an array with steps backwards or one that is not to be written: those are copied."
+    return x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements="CW"))
+
+def as_bytes(spikes): # bool or uint8, array or tensor
+    "Spikes as uint8, the same memory; raises `TypeError` for another dtype."
+    kind = str(spikes.dtype).removeprefix("torch.")
+    if kind not in ("bool", "uint8"): raise TypeError(f"spikes are {kind}: give uint8 or bool")
+    return spikes.view(torch.uint8 if isinstance(spikes, Tensor) else np.uint8)
 
 # %% ../nbs/00_spike_camera.ipynb #a38295e3
 @compiled
@@ -302,7 +312,7 @@ def integrate(
         out = out.reshape((*intensity.shape[:-2], pixels//8) if bits else intensity.shape)
         if packed and not bits: out = pack(out)
         return torch.from_numpy(out) if isinstance(intensity, Tensor) else out, wrong
-    light = torch.as_tensor(intensity).detach()
+    light = as_tensor(intensity).detach()
     out = torch.empty((*light.shape[:-2], -(-pixels//8)) if packed else light.shape, dtype=torch.uint8, device=light.device)
     wrong = expose_torch(light, charge, theta, packed, out, *noise)
     return out if isinstance(intensity, Tensor) else out.numpy(), wrong
@@ -360,10 +370,11 @@ def simulate(
 
 # %% ../nbs/00_spike_camera.ipynb #9ce82893
 def rate_from_intensity(
-    intensity,       # light, a number, array or tensor
+    intensity,       # light, a number, array or tensor; 1 is full scale, of uint8 255 is
     theta:float=5.0, # threshold, units of intensity x frame
 ):                   # firing rate, spikes per pixel per frame, at most 1
     "Steady light fires a pixel `intensity/theta` times a frame, and never more than once."
+    if "uint8" in str(getattr(intensity, "dtype", "")): intensity = intensity/255
     rate = intensity/theta
     return rate.clamp(max=1) if isinstance(rate, Tensor) else np.minimum(rate, 1)
 
@@ -380,13 +391,6 @@ def interval_from_intensity(
 ):                   # inter-spike interval, frames, at least 1
     "Frames from a spike to the next in steady light, on average."
     return 1/rate_from_intensity(intensity, theta)
-
-def spikes_from_charge(
-    charge,          # light summed over frames, units of intensity x frame
-    theta:float=5.0, # threshold
-):                   # number of spikes, where no frame owes more than one
-    "How many spikes an amount of light is worth."
-    return charge//theta
 
 def seconds(
     frames,        # spike frames, such as an inter-spike interval
@@ -435,7 +439,7 @@ def tfp_torch(spikes, back, ahead):
 
 # %% ../nbs/00_spike_camera.ipynb #4e07936d
 def tfp(
-    spikes,         # uint8 0/1, array or tensor [T,...,H,W]
+    spikes,         # uint8 0/1 or bool, array or tensor [T,...,H,W]
     t:int|None=None,# the moment, a frame number; None is every frame
     window:int=61,  # frames (61 is a sub-block of eq. 2)
 ):                  # firing rate, spikes per frame, float32 [...,H,W], or [T,...,H,W] for every frame
@@ -445,8 +449,9 @@ def tfp(
     if t is not None:
         part = spikes[window_of(t, len(spikes), back, ahead)]
         return part.mean(0, dtype=torch.float32) if isinstance(part, Tensor) else part.mean(0, dtype=np.float32)
+    spikes = as_bytes(spikes)
     if not on_cpu(spikes):
-        out = tfp_torch(torch.as_tensor(spikes).flatten(1), back, ahead).view(spikes.shape)
+        out = tfp_torch(as_tensor(spikes).flatten(1), back, ahead).view(spikes.shape)
         return out if isinstance(spikes, Tensor) else out.numpy()
     flat = np.ascontiguousarray(spikes).reshape(len(spikes), math.prod(spikes.shape[1:]))
     out = np.empty(flat.shape, np.float32)
@@ -484,7 +489,7 @@ def tfi_torch(spikes, max_window, missing, out):
 
 # %% ../nbs/00_spike_camera.ipynb #19e1c18c
 def tfi(
-    spikes,            # uint8 0/1, array or tensor [T,...,H,W]
+    spikes,            # uint8 0/1 or bool, array or tensor [T,...,H,W]
     t:int|None=None,   # the moment, a frame number; None is every frame
     max_window:int=64, # m, frames searched on either side
     missing:float=0.,  # where one of the two spikes is not found
@@ -502,7 +507,7 @@ def tfi(
         out = np.empty((n+late, flat.shape[1]), np.float32)
         in_threads(tfi_kernel, flat.shape[1], flat, np.float32(max_window), np.float32(missing), out[late:])
     else:
-        flat = torch.as_tensor(spikes).flatten(1)
+        flat = as_tensor(spikes).flatten(1)
         out = torch.empty((n+late, flat.shape[1]), device=flat.device)
         tfi_torch(flat, max_window, missing, out[late:])
     out[:late] = missing  # nothing comes before the first frame

@@ -1,5 +1,6 @@
 "The models beside SPKLIP in Table 1: each against its definition, and all through the same door."
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, XCLIPConfig, XCLIPModel
 from spklip.baselines import (CLIP_MEAN, CLIP_STD, KINDS, BaselineConfig, HybridSpikeEncoder, Patches, TEDAdapter, VitaCLIP, baseline_encoder, load_xclip,
                               xclip_zero_shot)
 from spklip.camera import tfi, tfp
-from spklip.data.datasets import SpikeDataset
+from spklip.data.datasets import SpikeDataset, check, summary
 from spklip.data.frames import FRAME_HZ, GreyVideo, exposures, film, generate_video, open_clips, rgb_frames
 from spklip.data.scenes import SpikeActions, describe, draw, generate, take
 from spklip.data.streams import StreamError
@@ -201,8 +202,34 @@ def test_video_on_disk(video, tmp_path):
     with pytest.raises(StreamError, match="not of spklip SpikeActions .*, 5 frames at 30 Hz"): generate_video(SCENES, video, 5)
 
 
+def test_video_on_disk_resumes_and_refuses(video, tmp_path):
+    copy = shutil.copytree(video, tmp_path/"copy")
+    first, kept = sorted(copy.rglob("*.npy"))[:2]
+    for f in (first, copy/"metadata.jsonl"): f.unlink()
+    before = kept.stat().st_mtime_ns
+    with pytest.raises(StreamError, match="other settings .video_frames 8 -> 5"): generate_video(SCENES, copy, 5)
+    with pytest.raises(StreamError, match="other settings .video_frames 8 -> None"): generate(SCENES, copy)
+    generate_video(SCENES, copy, 8)
+    assert kept.stat().st_mtime_ns == before and check(copy) == []
+    for f in video.rglob("*.*"): assert f.name == ".lock" or f.read_bytes() == (copy/f.relative_to(video)).read_bytes()
+    (copy/"settings.json").unlink(); generate_video(SCENES, copy, 8)     # a finished folder of before has none
+    (tmp_path/"other").mkdir(); (tmp_path/"other"/"thesis.txt").write_text("dear")
+    with pytest.raises(StreamError, match="not SpikeActions"): generate_video(SCENES, tmp_path/"other", 8)
+
+
+def test_a_folder_of_video_is_checked_and_summed_up(video, tmp_path):
+    assert check(video) == []
+    table, test = summary(video), np.stack([np.load(f) for f in sorted((video/"test").rglob("*.npy"))])
+    assert table.light["test"] == round(test.mean()/255, 4) and table.clips["test"] == len(test) and table.megabytes["test"] == round(test.size/1e6, 1)
+    copy = shutil.copytree(video, tmp_path/"copy")
+    black, short, gone = sorted(copy.rglob("*.npy"))[:3]
+    np.save(black, np.zeros((8, 32, 40), np.uint8)); np.save(short, np.ones((7, 32, 40), np.uint8)); gone.rename(gone.with_name("more.npy"))
+    problems = check(copy)
+    assert len(problems) == 4
+    for said in (f"{black}: black", f"{short}: uint8 [7, 32, 40], expected", f"{gone}: no array", "more.npy: not in metadata.jsonl"): assert any(said in p for p in problems), said
+
+
 def test_a_wrong_file_is_named(video, tmp_path):
-    import shutil
     copy = shutil.copytree(video, tmp_path/"copy")
     row = open_clips(copy, "test").rows[0]
     np.save(copy/row["file"], np.zeros((2, 3, 4), np.uint8))

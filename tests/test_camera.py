@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from spklip import camera
-from spklip.camera import SensorNoise, SpikeCamera, pack, raise_threshold, simulate, tfi, tfp, unpack
+from spklip.camera import SensorNoise, SpikeCamera, pack, raise_threshold, rate_from_intensity, simulate, tfi, tfp, unpack
 
 FAULTY = SensorNoise(dark_current=0.05, gain_std=0.1, threshold_std=0.1, temporal_std=0.3, dead=0.05, hot=0.05, lines=0.2)
 
@@ -237,6 +237,12 @@ def test_tfi(engine, m, closed):
     for t in range(len(spikes)): assert (tfi(spikes, t, m, 0.25, closed) == expected[t]).all()
 
 
+def test_rate_of_bytes_is_that_of_the_camera():
+    grey = np.arange(0, 256, 51, dtype=np.uint8)
+    for light in (grey, torch.from_numpy(grey)):
+        for theta in (5.0, 0.5): assert np.allclose(simulate(np.tile(grey, (1000, 1, 1)), theta).mean(0), rate_from_intensity(light, theta), atol=1e-3)
+
+
 def test_tfi_tells_steady_light():
     light = np.broadcast_to(np.array([0.5, 1, 5], np.float32), (200, 1, 3))
     assert np.allclose(tfi(simulate(light), 100)*5, [0.5, 1, 5])
@@ -284,6 +290,15 @@ def test_wrong_moments_and_sizes():
     with pytest.raises(ValueError, match="3 bytes a frame do not hold 4 x 4"): unpack(np.zeros((2, 3), np.uint8), 4, 4)
 
 
+@pytest.mark.parametrize("kind", [bool, np.int64, np.float32])
+def test_spikes_are_bool_or_uint8(engine, kind):
+    spikes = some_spikes()
+    for other in (spikes.astype(kind), torch.from_numpy(spikes.astype(kind))):
+        if kind is bool: assert (np.asarray(tfp(other)) == tfp(spikes)).all() and (np.asarray(tfi(other)) == tfi(spikes)).all()
+        else:
+            with pytest.raises(TypeError, match=f"spikes are {kind.__name__}: give uint8 or bool"): tfp(other)
+
+
 def test_no_frames_at_all(engine):
     nothing = np.zeros((0, 2, 3, 8), np.float32)
     for light in (nothing, torch.from_numpy(nothing), nothing[..., :5]):
@@ -293,12 +308,15 @@ def test_no_frames_at_all(engine):
 
 # ---- the machine
 
-def test_layout_of_memory_does_not_matter():
+@pytest.mark.filterwarnings("error")
+def test_layout_of_memory_does_not_matter(engine):
     light = light_of("float32", (8, 40, 6))
     strided = np.asfortranarray(light)[:, ::2]
     strided.setflags(write=False)
     assert (simulate(strided) == simulate(light[:, ::2].copy())).all()
+    assert (simulate(light[:, ::-1]) == simulate(light)[:, ::-1]).all()
     spikes = simulate(light)
+    spikes.setflags(write=False)
     assert (tfp(spikes[:, ::-1])[:, ::-1] == tfp(spikes)).all() and (tfi(spikes[:, ::-1])[:, ::-1] == tfi(spikes)).all()
 
 

@@ -63,6 +63,13 @@ def test_firing_rate_is_that_of_the_paper():
     assert abs(rate/.0576 - 1) < .05
 
 
+@pytest.mark.parametrize("most", [dict(firing_rate=.12), dict(theta=.2, firing_rate=.6), dict(firing_rate=.0054, domain="real"), dict(firing_rate=.00087)])
+def test_any_firing_rate_that_is_taken_is_met(most):
+    config = SpikeActions(**most)
+    wanted = config.firing_rate*np.mean([take(config, i).light for i in range(32)])
+    assert abs(unpack(render(config, range(32)), 32, 40).double().mean().item()/wanted - 1) < .06
+
+
 def test_the_charge_goes_through_the_gaps():
     "Against the loop that the text describes: V <- V + I, fire at theta; between segments V <- (V + gap light) mod theta."
     image, frames = draw(CONFIG, 9).double().numpy(), clip_index(take(CONFIG, 9).frames)
@@ -155,7 +162,8 @@ def test_other_settings_and_other_things_are_refused(tmp_path):
     with pytest.raises(StreamError, match="not SpikeActions"): generate(TINY, tmp_path/"other"/"thesis.txt")
 
 
-@pytest.mark.parametrize("bad", [dict(classes=1), dict(classes=99), dict(domain="moon"), dict(test=-1), dict(height=0), dict(train_actors=0), dict(theta=0.)])
+@pytest.mark.parametrize("bad", [dict(classes=1), dict(classes=99), dict(domain="moon"), dict(test=-1), dict(height=0), dict(train_actors=0), dict(theta=0.),
+                                 dict(segments=241), dict(firing_rate=.7), dict(firing_rate=.001, domain="real"), dict(theta=20.), dict(theta=.2, firing_rate=.7)])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))): SpikeActions(**bad)
 

@@ -1,8 +1,10 @@
 "Video as light: every frame, at the size asked for, of the right clip"
+from fractions import Fraction
 from functools import partial
 import av
 import numpy as np
 import pytest
+from spklip.data.frames import rgb_frames
 from spklip.data.streams import StreamError
 from spklip.data.video import (ARID, WEIZMANN, VideoClip, arid, crop_box, decode, frame_rate, length,
                                resample, video_view, weizmann, window)
@@ -11,10 +13,12 @@ def images(n=30, h=48, w=64):
     y, x = np.mgrid[:h, :w]
     return np.stack([np.where((y - 24)**2 + (x - 8 - 1.5*t)**2 < 60, 220, 40 + x).astype(np.uint8) for t in range(n)])
 
-def film(path, frames, fps=25, codec="mpeg4"):
+def film(path, frames, fps=25, codec="mpeg4", aspect=1, turn=0):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options={"qscale": "2"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:], "yuv420p"
+        stream.sample_aspect_ratio = aspect
+        stream.set_display_rotation(turn)
         for f in frames: container.mux(stream.encode(av.VideoFrame.from_ndarray(np.repeat(f[..., None], 3, -1), format="rgb24")))
         container.mux(stream.encode())
     return path
@@ -29,6 +33,22 @@ def test_decode_gives_every_frame_in_full_range(tmp_path, name):
     assert np.abs(key.astype(float) - images()).mean() < 4
     assert decode(tmp_path/name, 24, 30).shape == (30, 24, 30) and length(tmp_path/name) == 30
     assert decode(tmp_path/name, gamma=0.45).mean() > key.mean()
+
+@pytest.mark.parametrize("turn", [0, 90, 180, -90])
+def test_a_turned_video_is_seen_upright(tmp_path, turn):
+    path = film(tmp_path/"a.mp4", np.rot90(images(), -turn//90, (1, 2)), turn=turn)
+    with av.open(str(path)) as container: assert abs(next(container.decode(video=0)).rotation) == abs(turn)
+    assert decode(path).shape == (30, 48, 64) and np.abs(decode(path).astype(float) - images()).mean() < 4
+    assert np.abs(rgb_frames(path, 30).mean(1) - images()).mean() < 4
+
+@pytest.mark.parametrize("aspect", [Fraction(2), Fraction(1, 2)])
+def test_pixels_that_are_not_square_are_made_so(tmp_path, aspect):
+    shown = resample(images(), 48, int(64*aspect))
+    path = film(tmp_path/"a.mp4", images(), aspect=aspect)
+    assert np.abs(decode(path) - shown).mean() < 4 and np.abs(rgb_frames(path, 30).mean(1) - shown).mean() < 4
+    for fit in ("crop", "pad"):
+        box = crop_box(48, 64*aspect, 24, 24, fit)
+        assert np.abs(decode(path, 24, 24, fit) - resample(shown, 24, 24, box, hold=fit == "crop")).mean() < 4
 
 def test_what_is_no_video_is_named(tmp_path):
     film(tmp_path/"whole.avi", images(60))
@@ -81,7 +101,7 @@ def test_weizmann_copies_differ_and_repeat_and_keep_to_their_split(tmp_path):
 def test_window_has_a_fixed_duration():
     assert window(100, 25, 2, 0) == slice(0, 50) and window(100, 25, 2, 1) == slice(50, 100) and window(30, 25, 2, 0.7) == slice(0, 30)
 
-def test_arid_uses_the_official_lists(tmp_path):
+def test_arid_uses_its_lists(tmp_path):
     (tmp_path/"mapping_table_23.txt").write_text("".join(f"{i}\t{c}\n" for i, c in enumerate(ARID)))
     train = [(f"{c}/{c}_{g}_{k}.mp4", i) for i, c in enumerate(ARID) for g in (1, 2, 3) for k in (1, 2)]
     (tmp_path/"train.txt").write_text("".join(f"{n}\t{i}\t{f}\n" for n, (f, i) in enumerate(train)))

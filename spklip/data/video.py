@@ -19,8 +19,12 @@ from .datasets import assign_splits
 from .streams import StreamError
 
 # %% ../../nbs/data/03_video.ipynb #6c932f8b
+def _shown(frame, aspect, format):
+    "A frame as a player shows it: pixels made square, then turned."
+    return np.rot90(frame.to_ndarray(format=format, width=max(1, round(frame.width*aspect))), round(frame.rotation/90))
+
 def _pictures(path):
-    "The frames of a video as PyAV decodes them; a file that is no whole video is a `StreamError`, at its end if not before."
+    "The frames of a video, each a function of a pixel format; a file that is no whole video is a `StreamError`, at its end if not before."
     path, n = Path(path), 0
     if not path.is_file(): raise StreamError(f"{path}: no such video")
     try:
@@ -29,7 +33,7 @@ def _pictures(path):
             stream = container.streams.video[0]
             for frame in container.decode(stream):
                 n += 1
-                yield frame
+                yield partial(_shown, frame, stream.sample_aspect_ratio or 1)
             declared = stream.frames
     except (av.error.FFmpegError, OSError) as e: raise StreamError(f"{path}: {path.stat().st_size:,} bytes, not a whole video ({e.strerror or e})") from None
     if not n: raise StreamError(f"{path}: {path.stat().st_size:,} bytes without a frame")
@@ -39,7 +43,7 @@ def frames_of(
     path,  # any video PyAV opens
 ):         # yields grey uint8 frames [H,W]
     "The grey frames of a video, one at a time."
-    for picture in _pictures(path): yield picture.to_ndarray(format="gray")
+    for picture in _pictures(path): yield picture("gray")
 
 def length(
     path,    # any video PyAV opens
@@ -262,7 +266,7 @@ def video_view(
 ARID = dict(Jump="a person jumps", Run="a person runs", Sit="a person sits down", Stand="a person stands up", Turn="a person turns around", Walk="a person walks")
 
 def _arid_rows(folder, name):
-    "The clips of an official list: `index class path` a line."
+    "The clips of a list: `index class path` a line."
     names = dict(line.split() for line in (folder/"mapping_table_23.txt").read_text().splitlines() if line.strip())
     listed = [line.split() for line in (folder/f"{name}.txt").read_text().splitlines() if line.strip()]
     return [dict(file=f"{name}/{path}", label=names[number]) for _, number, path in listed]
@@ -277,7 +281,7 @@ def arid(
     level:float=0.3,         # mean intensity after exposure
     seed:int=0,              # of the held-out sessions and all draws
 ) -> list[VideoClip]:        # for `convert`
-    "Action recognition in the dark: the official validate list is the test. Training copies but the first play in another video's scene."
+    "A part of ARID (action recognition in the dark), six classes: its validate list is the test. Training copies but the first play in another video's scene."
     folder = Path(folder)
     train = [r | {"group": Path(r["file"]).stem.rsplit("_", 1)[0]} for r in _arid_rows(folder, "train")]
     rows = assign_splits(train, validation, 0, seed=seed) + [r | {"group": r["file"], "split": "test"} for r in _arid_rows(folder, "validate")]
