@@ -743,8 +743,8 @@ def write_clips(config, indices, files, device): # -> how many
     for file, bits in zip(files, render(config, indices, device).cpu()): write_dat(file, bits, config.height, config.width)
     return len(indices)
 
-def fill(config, folder, tell, write, progress=False, device="cpu"): # tell(config, index) -> row; write(config, indices, files) -> how many; by one process at a time
-    "Write what is not there yet."
+def fill(config, folder, tell, write, progress=False, device="cpu"): # tell(config, index) -> row; write(config, indices, files) -> how many
+    "Write what is not there yet; for one process at a time."
     if (folder/METADATA).exists(): return
     for left in folder.rglob(".*.part"): left.unlink()  # what an interruption left half written
     rows = [tell(config, i) for i in range(len(config))]
