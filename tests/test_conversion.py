@@ -80,7 +80,7 @@ def test_an_interrupted_conversion_ends_like_one_left_alone(tmp_path):
     assert (tmp_path/"again"/"metadata.jsonl").read_text() == (tmp_path/"alone"/"metadata.jsonl").read_text()
 
 def test_two_clips_of_one_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="share the name .a.: a and a"): convert([clip(light, "a"), clip(light, "a")], tmp_path, HOW)
+    with pytest.raises(ValueError, match="share the name .a.: a and a"): convert([clip(light, "a", fps=25.), clip(light, "a", fps=25.)], tmp_path, HOW)
 
 def test_a_folder_of_one_class_names_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -261,8 +261,16 @@ def test_the_metadata_of_before_did_not_change():
     assert str(Encoding(32, 40)) == "height=32 width=40 factor=10 theta=5.0 charge=random frames=clip fit=crop gamma=1.0 seed=0"
     made_by = "spklip.data.video npz=silhouettes.npz key=a_bend copy=0 seconds=1.12 seed=0 height=32 width=40 factor=10 theta=5.0 charge=random frames=clip fit=crop gamma=1.0 seed=0"
     view = partial(drawn, npz="some/where/silhouettes.npz", key="a_bend", copy=0, seconds=1.12, seed=0)
-    assert conversion._made_by(clip(view, "a"), Encoding(32, 40)) == made_by
-    assert str(Encoding(32, 40, device="cuda")).endswith("seed=0 device=cuda")
+    assert conversion._made_by(clip(view, "a", fps=25.), Encoding(32, 40)) == made_by
+    assert str(Encoding(32, 40, device="cuda")) == str(Encoding(32, 40)) # nothing runs there
+    assert str(Encoding(32, 40, interpolate="rife", device="cuda")).endswith("seed=0 interpolate=rife device=cuda")
+    made = {conversion._made_by(clip(view, "a", fps=25.), Encoding(32, 40)) for view in (drawn, partial(drawn, "some"), partial(drawn, "other"), partial(noisy, "some"))}
+    assert len(made) == 4
+    with pytest.raises(ValueError, match="a: .* fps has to be given"): clip(view, "a")
+
+@pytest.mark.parametrize("bad", [dict(theta=0.), dict(charge="full"), dict(height=0), dict(factor=0), dict(gamma=0.)])
+def test_an_encoding_that_cannot_be_is_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))): Encoding(**bad)
 
 def test_progress_has_a_rate_and_the_time_left():
     assert conversion._pace(10, 6849, 1, 20) == "10 of 6,849 clips, 30 a minute, 3.8 h left, 1 failed".replace("3.8 h", f"{6839*2/3600:.0f} h")

@@ -110,6 +110,12 @@ def test_summary_counts(folder):
     assert table.clips.sum() == 16 and (table.classes == 2).all() and table.groups.sum() == 4
     assert table.frames.sum() == 15*250 + 400 and table.firing_rate.between(0.19, 0.21).all()
 
+def test_summary_measures_all_classes(tmp_path):
+    "They take turns: every second recording is of one class, which never fires."
+    for i in range(16): write_dat(tmp_path/f"{i}.dat", np.full((250, 2, 4), i % 2, np.uint8))
+    write_metadata(tmp_path, [row(i, height=2, width=4, split="train") for i in range(16)])
+    assert 0 < summary(tmp_path, 4).firing_rate["train"] < 1
+
 @settings(max_examples=60, deadline=None)
 @given(labels=st.integers(1, 6), groups=st.integers(1, 9), nested=st.booleans(), seed=st.integers(0, 5), uneven=st.integers(1, 7))
 def test_groups_never_straddle_and_no_class_is_lost(labels, groups, nested, seed, uneven):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from spklip.data import recordings
 from spklip.camera import SensorNoise, pack, simulate, unpack
 from spklip.data.datasets import SpikeDataset, check, read_metadata, write_metadata
 from spklip.data.recordings import (KINDS, Cut, Source, bad_pixels, centre_crop, count_spikes, folder_sources, health, likely_sizes, load_mask, mend, metadata_of,
@@ -109,6 +110,7 @@ def test_the_right_size_looks_like_a_picture(tmp_path):
     assert row_order(open_recording(tmp_path/"a.dat", 250, 400), image).startswith("top-down")
     assert row_order(open_recording(tmp_path/"a.dat", 250, 400), image[::-1]).startswith("bottom-up")
     assert "not in the bits" in row_order(open_recording(tmp_path/"a.dat", 250, 400), image[:9])
+    assert "not in the bits" in row_order(open_recording(tmp_path/"a.dat", 250, 400), np.zeros_like(image))
 
 # pixels
 
@@ -313,8 +315,46 @@ r.slice_recordings(r.folder_sources({str(tmp_path/'films')!r}, height=24, width=
     assert len(list((tmp_path/"set").rglob("*.dat"))) == 39
     cut = Cut(frames=20, height=16, width=24)
     for out in ("set", "alone"): slice_recordings(sources, tmp_path/out, cut, progress=False)
-    one, two = ({f.relative_to(tmp_path/out): f.read_bytes() for f in (tmp_path/out).rglob("*") if f.is_file()} for out in ("set", "alone"))
+    one, two = ({f.relative_to(tmp_path/out): f.read_bytes() for f in (tmp_path/out).rglob("*") if f.is_file() and f.name != ".lock"} for out in ("set", "alone"))
     assert one == two and len(one) == 121
+
+def test_what_is_overwritten_is_no_longer_listed(tmp_path, monkeypatch):
+    "Stopped with other settings before anything was noted, then run with the old ones: no sample keeps the others' bits."
+    sources = films(tmp_path/"films")
+    slice_recordings(sources, tmp_path/"set", CUT, progress=False)
+    before, write, n = {f: f.read_bytes() for f in (tmp_path/"set").rglob("*.dat")}, recordings._write_sample, iter(range(99))
+    def dies(*how):
+        if next(n) == 4: monkeypatch.setattr(recordings, "_keep", lambda *how: None); raise KeyboardInterrupt # as a kill does
+        write(*how)
+    with monkeypatch.context() as m:
+        m.setattr(recordings, "_write_sample", dies)
+        with pytest.raises(KeyboardInterrupt): slice_recordings(sources, tmp_path/"set", replace(CUT, height=8), progress=False)
+    monkeypatch.undo()
+    assert sum(f.read_bytes() != bits for f, bits in before.items()) == 4
+    slice_recordings(sources, tmp_path/"set", CUT, progress=False)
+    assert all(f.read_bytes() == bits for f, bits in before.items())
+
+def test_splits_do_not_hang_on_what_can_be_read(tmp_path):
+    "And a recording that cannot be is told, also where it could be before."
+    for person in range(8):
+        for label in ("walk", "wave"):
+            (tmp_path/"films"/label).mkdir(parents=True, exist_ok=True)
+            write_dat(tmp_path/"films"/label/f"{person}.dat", noise(60, 24, 32))
+    sources = folder_sources(tmp_path/"films", height=24, width=32)
+    slice_recordings(sources, tmp_path/"set", CUT, progress=False)
+    splits = {r["group"]: r["split"] for r in read_metadata(tmp_path/"set")}
+    for source in sources:
+        whole = source.file.read_bytes(); source.file.write_bytes(b"x")
+        failed = slice_recordings(sources, tmp_path/"set", CUT, progress=False)
+        there = {r["group"]: r["split"] for r in read_metadata(tmp_path/"set")}
+        assert [f["file"] for f in failed] == [str(source.file)] and there == {g: s for g, s in splits.items() if g in there} and len(there) == 15
+        source.file.write_bytes(whole)
+
+def test_a_list_has_any_text_in_its_fields(tmp_path):
+    said = "first\u2028second"
+    (tmp_path/"a.jsonl").write_text(json.dumps(dict(file="a.dat", label="a", caption=said), ensure_ascii=False) + "\n", encoding="utf8")
+    (tmp_path/"a.csv").write_text('file,label,caption\na.dat,a,"one\ntwo"\n')
+    assert read_list(tmp_path/"a.jsonl")[0].caption == said and read_list(tmp_path/"a.csv")[0].caption == "one\ntwo"
 
 def test_lists(tmp_path):
     films(tmp_path/"films")

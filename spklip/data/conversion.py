@@ -51,10 +51,15 @@ class Encoding:
         known = dict(frames=("all", "clip"), fit=("crop", "pad"), interpolate=METHODS)
         for name, values in known.items():
             if getattr(self, name) not in values: raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(values)}")
+        for name in ("height", "width", "factor"):
+            if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if not self.gamma > 0: raise ValueError(f"gamma is {self.gamma}, expected a number above 0")
+        SpikeCamera(self.theta, self.charge).expose(torch.zeros(1, 1, 1)) # says what is wrong with these
 
     def __str__(self):
         "As it stands in the metadata; what came later is named where it is not as it was before."
         later = {f.name: f.default for f in fields(self)[-2:]}
+        if self.interpolate != "rife": later["device"] = self.device # nothing else runs there
         return " ".join(f"{k}={v}" for k, v in asdict(self).items() if k not in later or v != later[k])
 
 # %% ../../nbs/data/05_conversion.ipynb #21d79433
@@ -77,11 +82,13 @@ def encode(
 # %% ../../nbs/data/05_conversion.ipynb #22fd1546
 def _made_by(clip, how):
     "Everything a recording depends on, as text: another text, another recording."
-    view = clip.video.keywords if isinstance(clip.video, partial) else {}
-    read = view.values() if callable(clip.video) else [clip.video]
+    video, view, name = clip.video, {}, ""
+    if isinstance(video, partial): view = {f"argument {i}": v for i, v in enumerate(video.args)} | video.keywords
+    if callable(video) and not (view and view == video.keywords): name = f" {getattr(video, 'func', video).__qualname__}" # keywords alone say whose they are
+    read = view.values() if callable(video) else [video]
     files = [v for v in read if isinstance(v, (str, Path)) and Path(v).is_file()]
     drawn = "".join(f" {k}={Path(v).name if isinstance(v, (str, Path)) else v}" for k, v in view.items())
-    return " ".join([f"spklip.data.video{drawn}", *map(look_of, files), str(how)])
+    return " ".join([f"spklip.data.video{name}{drawn}", *map(look_of, files), str(how)])
 
 def make_clip(
     clip:VideoClip, # what to make
@@ -91,7 +98,7 @@ def make_clip(
     "Make one clip's recording and return its metadata row; the file appears whole or not at all."
     seed = zlib.crc32(f"{how.seed} {clip.name}".encode())
     if callable(clip.video): chunks = encode(clip.video(how.height, how.width), how, seed)
-    else: chunks = encode(key_frames(clip.video, how.height, how.width, how.fit, how.gamma), how, seed, length(clip.video))
+    else: chunks = encode(key_frames(clip.video, how.height, how.width, how.fit, how.gamma), how, seed, length(clip.video) if how.frames == "clip" else None)
     fps = clip.fps or frame_rate(clip.video)
     frames = write_dat(folder/f"{clip.name}.dat", chunks, how.height, how.width)
     return dict(file=f"{clip.name}.dat", height=how.height, width=how.width, frames=frames, rate_hz=float(fps*how.factor), flip_rows=False,

@@ -219,7 +219,7 @@ def check(
 # %% ../../nbs/data/01_datasets.ipynb #be56b406
 def summary(
     folder,         # a data set's folder
-    sample:int=64,  # recordings a split whose firing rate is measured
+    sample:int=64,  # recordings of a split whose firing rate is measured, at most
 ) -> pd.DataFrame:  # a row a split
     "Clips, classes, groups, size and firing rate of each split."
     folder, table = Path(folder), {}
@@ -227,7 +227,7 @@ def summary(
     for split in SPLITS:
         part = [r for r in rows if r["split"] == split]
         if not part: continue
-        picked = part[::max(1, len(part)//sample)]
+        picked = [part[i] for i in np.random.default_rng(0).permutation(len(part))[:sample]] # at random: classes may take turns
         video, contents = is_video(part[0]), (_content(folder, r) for r in picked)
         spikes = sum(int(c.sum())/255 if video else int(np.bitwise_count(c).sum()) for c in contents)
         pixels = sum(r["frames"]*r["height"]*r["width"] for r in picked)

@@ -9,6 +9,7 @@ __all__ = ['KINDS', 'metadata_of', 'Recording', 'likely_sizes', 'open_recording'
 
 # %% ../../nbs/data/06_recordings.ipynb #513e244f
 import csv
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
+from filelock import FileLock
 from ..camera import pack, unpack
 from .datasets import METADATA, assign_splits, read_metadata, row_fault, write_metadata
 from .streams import SpikeStream, StreamError, atomic, count_frames, frame_bytes, look_of, sizes_that_fit, write_dat
@@ -37,6 +39,7 @@ def metadata_of(
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict) or row.get("file") != path.relative_to(folder).as_posix(): continue
             if not all(isinstance(row.get(side, 1), int) for side in ("height", "width")): raise StreamError(f"{folder/METADATA}: line {number}: height and width are whole numbers")
+            if not isinstance(row.get("rate_hz", 1.), (int, float)): raise StreamError(f"{folder/METADATA}: line {number}: rate_hz is a number")
             return row
     return {}
 
@@ -168,10 +171,11 @@ def row_order(
     image=None,          # a grey picture of the same scene, upright [H,W]; None: there is none
 ) -> str:                # a few words
     "What can be said about the order of a file's rows."
-    if recording.row or recording.flip_rows: return f"{'bottom-up' if recording.flip_rows else 'top-down'}, as {'its metadata says' if recording.row else 'given'}"
-    if image is not None and np.shape(image) == (recording.height, recording.width):
-        middle = len(recording)//2
-        rate = recording.spikes(max(0, middle - 30), min(len(recording), middle + 31)).mean(0)
+    order, said = "bottom-up" if recording.flip_rows else "top-down", recording.row.get("flip_rows", False)
+    if recording.row or recording.flip_rows: return f"{order}, as {'its metadata says' if recording.row and said == recording.flip_rows else 'given'}"
+    middle = len(recording)//2
+    rate = recording.spikes(max(0, middle - 30), min(len(recording), middle + 31)).mean(0)
+    if np.shape(image) == rate.shape and np.ptp(image) and np.ptp(rate): # what is flat correlates with nothing
         down, up = (float(np.corrcoef(a.ravel(), np.ravel(image))[0, 1]) for a in (rate, rate[::-1]))
         return f"{'bottom-up, give --flip-rows' if up > down else 'top-down'}: the image beside it correlates {max(up, down):.2f} that way, {min(up, down):.2f} the other"
     return "not in the bits, read as top-down; " + ("cameras write bottom-up: compare with --flip-rows" if recording.path.suffix == ".dat" else "compare with --flip-rows")
@@ -413,11 +417,11 @@ def read_list(
     "The recordings of a list; a bad line is named with its number."
     path, sources = Path(path), []
     kinds = dict(height=int, width=int, start=int, stop=int, rate_hz=float, flip_rows=bool)
-    try: lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try: text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e: raise StreamError(f"{path}: {getattr(e, 'strerror', None) or 'not text'}, expected a list of recordings") from None
     number, listed = 0, path.suffix.lower() == ".csv"
     try:
-        for number, row in enumerate(csv.DictReader(lines) if listed else filter(str.strip, lines), 1):
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")) if listed else filter(str.strip, text.split("\n")), 1): # others of Unicode's line ends may stand in a caption
             row = row if listed else json.loads(row)
             row = {k: _typed(v, kinds.get(k, str)) for k, v in row.items() if v not in ("", None)}
             sources.append(Source(**given | row | dict(file=path.parent/row["file"], name=row.get("name", str(Path(row["file"]).with_suffix(""))))))
@@ -449,6 +453,15 @@ def _mark(source, recording, cut):
     return (f"spklip.data.recordings {look_of(source.file)} key={source.key or ''} size={recording.height}x{recording.width} "
             f"flip_rows={recording.flip_rows} crop={cut.height or recording.height}x{cut.width or recording.width} mask={mask}")
 
+def _own(source):
+    "What a recording is called: its group, where it has no other."
+    return source.name or source.file.stem
+
+def _stem(source):
+    "What the names of a recording's samples begin with."
+    plain = lambda text: re.sub(r"[^\w.-]+", "_", text)
+    return f"{plain(source.label)}/{plain(_own(source).removeprefix(f'{source.label}/'))}"
+
 def _samples(source, cut, count):
     "Metadata rows of one recording's samples."
     recording = open_recording(source.file, source.height, source.width, source.flip_rows, source.key)
@@ -458,14 +471,19 @@ def _samples(source, cut, count):
     if height > recording.height or width > recording.width: raise StreamError(f"{source.file}: {recording.height} x {recording.width}, a crop of {height} x {width} does not fit")
     try: starts = sample_starts(stop - source.start, cut, cut.samples if count is None else count)
     except StreamError as e: raise StreamError(f"{source.file}: {e}") from None
-    plain = lambda text: re.sub(r"[^\w.-]+", "_", text)
-    own = source.name or source.file.stem
-    stem, prompt, mark = f"{plain(source.label)}/{plain(own.removeprefix(f'{source.label}/'))}", source.prompt or f"a video of {source.label.replace('_', ' ')}", _mark(source, recording, cut)
+    prompt, mark = source.prompt or f"a video of {source.label.replace('_', ' ')}", _mark(source, recording, cut)
     common = dict(height=height, width=width, frames=cut.frames, rate_hz=float(source.rate_hz or recording.rate_hz or 20000), flip_rows=False, label=source.label,
-                  prompt=prompt, caption=source.caption or prompt, group=source.group or own, split=source.split, source=source.file.name)
-    return [dict(file=f"{stem}_{s:06d}.dat", **common, start=s, made_by=f"{mark} start={s} frames={cut.frames}") for s in (source.start + at for at in starts)]
+                  prompt=prompt, caption=source.caption or prompt, group=source.group or _own(source), split=source.split, source=source.file.name)
+    return [dict(file=f"{_stem(source)}_{s:06d}.dat", **common, start=s, made_by=f"{mark} start={s} frames={cut.frames}") for s in (source.start + at for at in starts)]
 
 # %% ../../nbs/data/06_recordings.ipynb #321a9102
+def _absent(sources, plan, cut):
+    "What stands for the recordings that cannot be read now when splits are drawn, so that the others' do not change once they can: as many samples as they will have, or as others have."
+    others = sorted(len(part) for part in plan if part)
+    usual = others[len(others)//2] if others else 1
+    counts = [(cut.samples or usual) if count is None else count for count in _shares(sources, cut.per_class)]
+    return [dict(file=f"{s.file} {i}", label=s.label, group=s.group or _own(s)) for s, part, n in zip(sources, plan, counts) if not part for i in range(n)]
+
 def plan_samples(
     sources:list[Source],   # the recordings
     cut:Cut=Cut(),          # how
@@ -484,7 +502,7 @@ def plan_samples(
         if (other := seen.setdefault(row["file"], source)) is not source: raise StreamError(f"{source.file}: its samples would have the names of {other.file}'s ({row['file']}); give one of them a name")
     if bare := [s for s in sources if not s.split]:
         if len(bare) < len(sources): raise StreamError(f"{bare[0].file}: has no split, though {len(sources) - len(bare):,} other recordings have")
-        split = {r["file"]: r["split"] for r in assign_splits(rows, validation, test, seed=seed)}
+        split = {r["file"]: r["split"] for r in assign_splits(rows + _absent(sources, plan, cut), validation, test, seed=seed)}
         plan = [[row | {"split": split[row["file"]]} for row in part] for part in plan]
     return plan, failed
 
@@ -498,34 +516,24 @@ def _write_sample(recording, row, bad, folder):
     (folder/row["file"]).parent.mkdir(parents=True, exist_ok=True)
     write_dat(folder/row["file"], pieces(), row["height"], row["width"])
 
-def _done(folder, rows):
-    "Names of the samples that an earlier run has finished; one that belongs to no plan is an error."
+def _done(folder, rows, lost):
+    "Names of the samples that an earlier run has finished; one that belongs to no plan, and to no recording that cannot be read now, is an error."
     if not (folder/METADATA).exists(): return set()
     wanted, there = {row["file"]: row for row in rows}, read_metadata(folder)
-    if other := [r["file"] for r in there if r["file"] not in wanted]:
+    if other := [r["file"] for r in there if r["file"] not in wanted and r["file"].rsplit("_", 1)[0] not in lost]:
         raise StreamError(f"{folder}: holds {len(other):,} samples that this would not make ({other[0]}); give all recordings of a data set in one command, or another --out")
     def whole(r):
-        try: return r["made_by"] == wanted[r["file"]]["made_by"] and count_frames(folder/r["file"], r["height"], r["width"]) == r["frames"]
+        try: return r["file"] in wanted and r["made_by"] == wanted[r["file"]]["made_by"] and count_frames(folder/r["file"], r["height"], r["width"]) == r["frames"]
         except StreamError: return False
     return {r["file"] for r in there if whole(r)}
 
-# %% ../../nbs/data/06_recordings.ipynb #9cbb2525
-def slice_recordings(
-    sources:list[Source],  # the recordings
-    folder,                # the data set's folder
-    cut:Cut=Cut(),         # how
-    progress:bool=True,    # a line of text every few seconds
-    **split,               # validation, test, seed of `plan_samples`
-) -> list[dict]:           # the failures, file and reason; also in `failed.jsonl`
-    "Cut recordings into a data set; may be stopped and run again."
-    folder, start, said = Path(folder), time.monotonic(), time.monotonic()
-    plan, failed = plan_samples(sources, cut, **split)
-    rows = [row for part in plan for row in part]
-    for row in rows: # before hours are spent
-        if fault := row_fault(row): raise StreamError(f"{row['source']}: {fault}")
-    folder.mkdir(parents=True, exist_ok=True)
-    done = _done(folder, rows)
+# %% ../../nbs/data/06_recordings.ipynb #9f62bb2f
+def _cut_all(sources, plan, failed, folder, cut, progress): # by one process at a time
+    "Cut what is not there yet; `failed` grows."
+    rows, start, said = [row for part in plan for row in part], time.monotonic(), time.monotonic()
+    done = _done(folder, rows, {_stem(s) for s in sources if str(s.file) in {f["file"] for f in failed}})
     old = len(done)
+    _keep(folder, rows, done, failed) # what is now overwritten is no longer listed
     try:
         for source, part in zip(sources, plan):
             if not (todo := [row for row in part if row["file"] not in done]): continue
@@ -541,11 +549,29 @@ def slice_recordings(
                     if progress: print(f"{len(done):,} of {len(rows):,} samples, {60*(len(done) - old)/(now - start):,.0f} a minute", flush=True)
             except StreamError as e: failed.append(dict(file=str(source.file), reason=str(e)))
     finally: _keep(folder, rows, done, failed)
-    return failed
 
 def _keep(folder, rows, done, failed):
     "Write what is finished, in the plan's order, and what failed."
     if finished := [row for row in rows if row["file"] in done]: write_metadata(folder, finished)
+    else: (folder/METADATA).unlink(missing_ok=True)
     if failed:
         with atomic(folder/"failed.jsonl", "w") as f: f.writelines(json.dumps(x)+"\n" for x in failed)
     else: (folder/"failed.jsonl").unlink(missing_ok=True)
+
+# %% ../../nbs/data/06_recordings.ipynb #9cbb2525
+def slice_recordings(
+    sources:list[Source],  # the recordings
+    folder,                # the data set's folder
+    cut:Cut=Cut(),         # how
+    progress:bool=True,    # a line of text every few seconds
+    **split,               # validation, test, seed of `plan_samples`
+) -> list[dict]:           # the failures, file and reason; also in `failed.jsonl`
+    "Cut recordings into a data set; may be stopped and run again."
+    folder = Path(folder)
+    plan, failed = plan_samples(sources, cut, **split)
+    rows = [row for part in plan for row in part]
+    for row in rows: # before hours are spent
+        if fault := row_fault(row): raise StreamError(f"{row['source']}: {fault}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder/".lock"): _cut_all(sources, plan, failed, folder, cut, progress)
+    return failed

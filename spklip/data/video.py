@@ -147,6 +147,9 @@ class VideoClip:
     source:str           # where the video is from
     fps:float|None=None  # video frames per second; None: as the file says
 
+    def __post_init__(self):
+        if callable(self.video) and not self.fps: raise ValueError(f"{self.name}: its frames are made by a function, so fps has to be given")
+
 # %% ../../nbs/data/03_video.ipynb #3c7d511f
 WEIZMANN = dict(bend="a person bends down", jack="a person does jumping jacks", jump="a person jumps forward", pjump="a person jumps in place",
                 run="a person runs", side="a person gallops sideways", skip="a person skips", walk="a person walks",
