@@ -38,7 +38,7 @@ from .data.frames import open_clips
 from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
-from .lab.processes import Share, device_of, from_all, join_norms, joined, process, processes, share_of
+from .lab.processes import Share, accelerator_on, device_of, from_all, join_norms, joined, process, processes, share_of
 from .lab.runs import belongs, cached, digest, fingerprint, is_finished, locked, one_thread, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, spiking
@@ -378,7 +378,7 @@ def fit(
     """Train SPKLIP on a data set's training split (section 4.1), alone or with other processes. Resumes; a finished run is left as it is.
 
     Raises ValueError for a folder of another run, or one in which somebody else trains, and for a GPU that is not there."""
-    folder, accelerator = Path(folder), Accelerator(cpu=device_of(device) == "cpu")
+    folder, accelerator = Path(folder), accelerator_on(device)
     folder.mkdir(parents=True, exist_ok=True)
     there = from_all([(folder/"model"/"history.json").exists(), *sorted(e.name for e in folder.glob("epoch-*"))])
     if any(found != there[0] for found in there): raise ValueError(f"{folder}: all processes have to see one folder, but in it they find {there}")

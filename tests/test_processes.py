@@ -11,7 +11,8 @@ from joblib import Parallel, delayed
 from safetensors.torch import load_file
 
 from spklip.data.scenes import SpikeActions, generate
-from spklip.lab.processes import from_all, join_norms, joined, share_of
+from spklip.lab import processes
+from spklip.lab.processes import accelerator_on, device_of, from_all, join_norms, joined, share_of
 from spklip.stcl import SPKLIP, contrastive_loss, contrastive_targets, learn_wordpiece, spiking
 from spklip.train import evaluate, fit, preset_of, spiking_presets
 from spklip.data.frames import open_clips
@@ -95,6 +96,21 @@ def test_shares(tmp_path):
     "Alone all is mine; a batch of five is for no two processes; what each found may be of any length."
     assert share_of(5) == slice(0, 5) and from_all([1]) == [[1]]
     assert together(uneven, 2, tmp_path, 5) == ["a batch of 5 clips cannot be shared by 2 processes: the batch size has to be a multiple of their number"]*2
+
+
+def test_each_training_is_where_it_is_wanted(monkeypatch):
+    "Also after one elsewhere, whose device accelerate keeps; several processes cannot move."
+    accelerator_on("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [accelerator_on(wanted).device.type for wanted in (None, "cpu", "cuda", "cpu")] == ["cuda", "cpu", "cuda", "cpu"]
+    monkeypatch.setattr(processes, "processes", lambda: 2)
+    with pytest.raises(ValueError, match="device='cuda': these 2 processes train on 'cpu' already"): accelerator_on()
+    assert accelerator_on("cpu").device.type == "cpu"
+
+
+@pytest.mark.parametrize("wanted", ["cuda:0", "gpu", "mps", ""])
+def test_devices_that_are_none(wanted):
+    with pytest.raises(ValueError, match=f"device='{wanted}': 'cpu' or 'cuda' expected"): device_of(wanted)
 
 
 def in_folders_of_their_own(data, out):
