@@ -12,6 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import nn, Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler
 
 # %% ../../nbs/lab/08_processes.ipynb #5244abd4
@@ -92,19 +93,20 @@ def from_all(
     return every
 
 # %% ../../nbs/lab/08_processes.ipynb #103581dd
-class JoinedNorm(nn.BatchNorm2d):
+class JoinedNorm(_BatchNorm):
     "Batch normalisation over the shares of all processes; that of one process where it does not train."
-    def forward(self, x:Tensor) -> Tensor: # [n,C,h,w], n the same in each process
+    def forward(self, x:Tensor) -> Tensor: # [n,C,...], n the same in each process
         if not self.training or processes() == 1: return super().forward(x)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = Sum.apply(wide.mean((0, 2, 3)))/processes()
-        off = wide - mean[:, None, None]
-        variance = Sum.apply(off.square().mean((0, 2, 3)))/processes()
+        wide, others = x.to(torch.promote_types(x.dtype, torch.float32)), (0, *range(2, x.ndim))
+        each = lambda of_channel: of_channel.view(-1, *[1]*(x.ndim - 2))
+        mean = Sum.apply(wide.mean(others))/processes()
+        off = wide - each(mean)
+        variance = Sum.apply(off.square().mean(others))/processes()
         with torch.no_grad():
             n, self.num_batches_tracked = processes()*x.numel()/x.shape[1], self.num_batches_tracked + 1
             self.running_mean.lerp_(mean, self.momentum); self.running_var.lerp_(variance*n/(n - 1), self.momentum)
-        scale = self.weight*(variance + self.eps).rsqrt()
-        return (off*scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        scale = (variance + self.eps).rsqrt()
+        return (off*each(self.weight*scale) + each(self.bias) if self.affine else off*each(scale)).to(x.dtype)
 
 def join_norms(
     model:nn.Module, # changed in place: its batch normalisation, and what inherits from it
@@ -112,5 +114,4 @@ def join_norms(
     "Let all batch normalisation of a model see all processes. Weights and their names stay."
     for layer in model.modules():
         kind = type(layer)
-        if not isinstance(layer, nn.BatchNorm2d) or isinstance(layer, JoinedNorm): continue
-        layer.__class__ = JoinedNorm if kind is nn.BatchNorm2d else type(f"Joined{kind.__name__}", (kind, JoinedNorm), {})
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, JoinedNorm): layer.__class__ = type(f"Joined{kind.__name__}", (kind, JoinedNorm), {})
