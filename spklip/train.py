@@ -41,7 +41,7 @@ from .hsfe import HSFEConfig
 from .lab.processes import Share, accelerator_on, device_of, from_all, join_norms, joined, process, processes, share_of
 from .lab.runs import belongs, cached, digest, fingerprint, is_finished, locked, one_thread, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
-from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, spiking
+from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
 
 # %% ../nbs/04_train.ipynb #005eaa98
 @dataclass(frozen=True)
@@ -151,18 +151,21 @@ def augment(
     rng:random.Random,  # draws, for the joined batch
 ) -> tuple:             # spikes [B,T,H,W], which clips were mirrored [B]
     "Shift and mirror each clip as a whole, and raise its threshold; what moves in from outside repeats the edge."
-    H, W = spikes.shape[-2:]
-    out, whole = torch.empty_like(spikes), len(spikes)*processes()
+    (H, W), device, whole = spikes.shape[-2:], spikes.device, len(spikes)*processes()
     flips = [rng.random() < config.flip for _ in range(whole)]
     shifts = [[round(rng.uniform(-config.shift, config.shift)*n) for n in (H, W)] for _ in range(whole)]
     higher = [(rng.randint(1, config.thresholds), rng.getrandbits(60)) if config.thresholds > 1 else (1, 0) for _ in range(whole)]
     flips, shifts, higher = flips[share_of(whole)], shifts[share_of(whole)], higher[share_of(whole)]
-    with one_thread(): # several take five times as long, for so little each
-        for clip, target, flip, shift, (times, draw) in zip(spikes, out, flips, shifts, higher):
-            rows, columns = ((torch.arange(n, device=spikes.device) + s).clamp(0, n - 1) for n, s in zip((H, W), shift))
-            if flip: columns = columns.flip(0)
-            torch.index_select(clip.index_select(1, rows), 2, columns, out=target)
-            if times > 1: target.copy_(raise_threshold(target, times, held_at_random(times, H, W, draw).to(spikes.device)))
+    moves = sent(torch.tensor([[*shift, flip] for shift, flip in zip(shifts, flips)]), device)
+    rows, columns = ((torch.arange(n, device=device) + moves[:, i:i + 1]).clamp(0, n - 1) for i, n in enumerate((H, W)))
+    columns = torch.where(moves[:, 2:] > 0, columns.flip(1), columns)
+    pixels = (W*rows[:, :, None] + columns[:, None]).flatten(1) # of the clip that each pixel is taken from, [B,H*W]
+    out = spikes.flatten(2).gather(2, pixels[:, None].expand(-1, spikes.shape[1], -1)).unflatten(2, (H, W))
+    if config.thresholds > 1:
+        held = sent(torch.stack([held_at_random(times, H, W, draw) for times, draw in higher]), device)
+        with one_thread(): # several take five times as long, for so little each
+            for clip, charges, (times, _) in zip(out, held, higher):
+                if times > 1: clip.copy_(raise_threshold(clip, times, charges))
     return out, flips
 
 # %% ../nbs/04_train.ipynb #3b874d17
@@ -221,7 +224,7 @@ def train_epoch(
         spikes, flips = augment(core.spikes(batch["packed"]), config, rng)
         with torch.autocast(spikes.device.type, torch.bfloat16, enabled=config.bf16 and has_bf16(spikes.device)):
             video, text, scale = model(spikes, sentences_of(batch, dataset, flips, config, rng))
-        video, text, labels = joined(video.float()), joined(text.float()), joined(batch["label"].to(video.device))
+        video, text, labels = joined(video.float()), joined(text.float()), joined(batch["label"].to(video.device, non_blocking=True))
         loss = contrastive_loss(video, text, contrastive_targets(labels, config.targets), scale)
         optimizer.zero_grad(); accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)

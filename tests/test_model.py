@@ -155,6 +155,18 @@ def test_text_does_not_see_its_padding():
     assert not torch.allclose(text(CAPTIONS)[0], text(CAPTIONS)[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("released", [None, True])
+def test_nobody_waits_for_what_the_text_encoder_computes(released):
+    "On a device without memory there is nothing that could be asked; what a token sees is what BERT makes of the mask."
+    text = TextEncoder(TextConfig(256, 32, 2, 2, 64, released=released), 16, learn_wordpiece(CAPTIONS)).eval()
+    assert text.to("meta")(CAPTIONS).shape == (3, 16)
+    text = TextEncoder(text.config, 16, text.tokenizer).eval()
+    for some in (CAPTIONS, CAPTIONS[:1]):
+        ids, mask = text.tokens(some)
+        theirs, ours = (text.bert(input_ids=ids, attention_mask=m).last_hidden_state for m in (mask, text.seen(mask)))
+        assert torch.equal(theirs, ours)
+
+
 def test_the_vocabulary_does_not_depend_on_the_order_of_captions():
     assert learn_wordpiece(CAPTIONS).get_vocab() == learn_wordpiece(CAPTIONS[::-1]*2).get_vocab()
 

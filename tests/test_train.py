@@ -168,6 +168,17 @@ def test_a_shift_moves_every_frame_alike_and_repeats_the_edge():
     assert right[0, 0].tolist() == [[1, 1, 0, 0]]*4
 
 
+def test_a_batch_is_moved_clip_by_clip():
+    clips, config, rng, size = (torch.rand(6, 4, 8, 10) < .5).to(torch.uint8), TrainConfig(shift=.3), random.Random(1), (8, 10)
+    moved, flipped = augment(clips, config, random.Random(1))
+    flips = [rng.random() < .5 for _ in clips]
+    shifts = [[round(rng.uniform(-.3, .3)*n) for n in size] for _ in clips]
+    for clip, out, flip, shift in zip(clips, moved, flips, shifts):
+        rows, columns = ((torch.arange(n) + s).clamp(0, n - 1) for n, s in zip(size, shift))
+        assert torch.equal(out, clip[:, rows][:, :, columns.flip(0) if flip else columns])
+    assert flipped == flips and 0 < sum(flips) < 6
+
+
 def test_higher_thresholds_are_those_of_the_clip_the_same_for_a_seed():
     clip, config = torch.ones(6, 12, 4, 5, dtype=torch.uint8), TrainConfig(flip=0., shift=0., thresholds=3)
     higher, again, other = (augment(clip, config, random.Random(seed))[0] for seed in (0, 0, 1))
