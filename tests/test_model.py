@@ -189,6 +189,15 @@ def test_micro_batches_change_nothing(monkeypatch):
         assert torch.allclose(model.encode_video(clips), whole, atol=1e-5)
 
 
+def test_an_answer_takes_no_more_of_a_gpu_than_training():
+    "64 clips of the paper's in several calls, small ones in one; whoever learns needs all of the batch."
+    gpu, paper = torch.device("cuda"), SPKLIPConfig()
+    calls = lambda config: -(-64*5//micro_batch(config, config.height, config.width, gpu))
+    assert calls(paper) == 1
+    with torch.no_grad():
+        assert (calls(paper), calls(replace(paper, fsve=FSVEConfig(steps=4))), calls(small(32, 40))) == (3, 12, 1)
+
+
 def test_a_folder_gives_the_model_back(tmp_path):
     model, clips = build(small()), spikes(2, 250, 24, 32)
     again = SPKLIP.from_pretrained(model.save_pretrained(tmp_path))
