@@ -302,6 +302,11 @@ class SPKLIP(nn.Module):
     def scale(self) -> Tensor: # 1/tau, at most 100
         return self.logit_scale.clamp(max=math.log(100)).exp()
 
+    @torch.no_grad()
+    def bound_scale(self) -> None: # after a step of an optimiser
+        "Beyond its bound the scale has no gradient, so a temperature that went there would never come back."
+        self.logit_scale.clamp_(max=math.log(100))
+
     def spikes(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> spikes, on the model's device
         return as_spikes(video.to(self.logit_scale.device, non_blocking=True), self.config)
 

@@ -228,7 +228,7 @@ def train_epoch(
         loss = contrastive_loss(video, text, contrastive_targets(labels, config.targets), scale)
         optimizer.zero_grad(); accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
+        optimizer.step(); core.bound_scale()
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
 

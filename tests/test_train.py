@@ -189,6 +189,16 @@ def test_higher_thresholds_are_those_of_the_clip_the_same_for_a_seed():
     with pytest.raises(ValueError, match="thresholds=0"): TrainConfig(thresholds=0)
 
 
+def test_a_temperature_that_went_too_far_comes_back(data, monkeypatch):
+    "A loss that wants it ever smaller for an epoch, and larger in the next."
+    monkeypatch.setattr(train, "contrastive_loss", lambda video, text, targets, scale: wanted*scale)
+    model, config = train.new_model(TINY.model, SpikeDataset(data, "train"), None), replace(TINY.train, lr=5., warmup=0.)
+    loader = train.train_loader(SpikeDataset(data, "train"), config)
+    for epoch, wanted in enumerate((-1., 1.)):
+        train.train_epoch(model, train.make_optimizer(model, config), loader, config, train.accelerator_on("cpu"), 0, epoch)
+        assert model.scale.item() == pytest.approx(100) if wanted < 0 else model.scale.item() < 60
+
+
 def test_what_is_held_back_is_not_trained_on(data):
     clips = SpikeDataset(data, "train")
     kept, held = hold_out(clips, 0.25)
