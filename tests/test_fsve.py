@@ -1,10 +1,12 @@
 "Neurons, layers and encoders of FSVE against definitions written out, and against spikingjelly."
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from spklip import fsve
 from spklip.fsve import (FSVEConfig, IntegerLIF, LIF, LIFConfig, Rectangle, SpikeNorm, SpikingAttention, SpikingBottleneck, TDBN, firing, lif_by_steps,
@@ -65,13 +67,30 @@ def test_a_bfloat16_is_half_of_a_float32(kernel):
     assert [int(kernel(fsve.narrowed)(np.float32(v))) for v in values.numpy()] == half.view(torch.uint16).tolist()
     assert [float(kernel(fsve.widened)(b)) for b in half.view(torch.uint16).numpy()] == half.float().tolist()
 
-def test_what_is_compiled_for_a_gpu_is_the_plain_way():
+@pytest.fixture
+def programs(monkeypatch):
+    "Counts what a GPU would compile, and runs it here as it was captured."
+    torch._dynamo.reset()
+    counter, make = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: make(f, backend=counter, **how))
+    monkeypatch.setattr(fsve, "lif_compiled", cache(fsve.lif_compiled.__wrapped__))
+    return counter
+
+def test_what_is_compiled_for_a_gpu_is_the_plain_way_and_one_for_all_layers(programs):
     torch.manual_seed(0)
-    x, grad, config = torch.randn(5, 3, 40), torch.randn(5, 3, 40), LIFConfig(decay=0.4, threshold=0.7, lens=0.3)
-    ours, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
-    a, b = lif_by_steps(ours, config, fsve.straight_through), lif_by_steps(plain, config)
-    a.backward(grad); b.backward(grad)
-    assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6)
+    config, last = LIFConfig(decay=0.4, threshold=0.7, lens=0.3), lambda x: x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+    def check(x, steps=5):
+        grad, ours, plain = torch.randn(steps, *x.shape[1:]), x.clone().requires_grad_(), x.clone().requires_grad_()
+        a, b = fsve.lif_on_gpu(1*ours, config, steps), lif_by_steps((1*plain).expand(steps, *x.shape[1:]), config)
+        a.backward(grad); b.backward(grad)
+        assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6) and a[0].stride() == x[0].stride()
+        with torch.no_grad(): assert torch.equal(fsve.lif_on_gpu(x, config, steps), b)
+    for x in (torch.randn(5, 3, 40), last(torch.randn(5, 2, 3, 4, 6)), last(torch.randn(5, 3, 6, 8, 2)), torch.randn(5, 7, 9).transpose(1, 2)): check(x)
+    assert programs.frame_count == 2
+    for x in (last(torch.randn(1, 2, 3, 4, 6)), torch.randn(1, 3, 8)): check(x)
+    for kind in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", kind): check(torch.randn(5, 3, 50)); check(torch.randn(1, 3, 50))
+    assert programs.frame_count == 4
 
 def test_a_membrane_keeps_float32_under_autocast():
     "A current that 16 bits would lose beside the membrane still counts."
