@@ -116,17 +116,17 @@ class FusedLIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx, current, config, steps):
         x = dense(current.detach())
-        spikes = torch.empty_strided((steps, *x.shape[1:]), (x[0].numel(), *x.stride()[1:]), dtype=x.dtype)
-        ctx.marks, ctx.config, ctx.like = np.empty((steps, x[0].numel()), np.uint8), config, x
+        ctx.shape, ctx.strides, ctx.dtype = x.shape, (x[0].numel(), *x.stride()[1:]), x.dtype # and not x, which nobody else may want any more
+        ctx.marks, ctx.config = np.empty((steps, x[0].numel()), np.uint8), config
+        spikes = torch.empty_strided((steps, *x.shape[1:]), ctx.strides, dtype=x.dtype)
         in_threads(lif_forward, x[0].numel(), by_steps(x), by_steps(spikes), ctx.marks,
                    *np.float32([config.decay, config.threshold, config.lens]), x.dtype == torch.bfloat16, most=32768)
         return spikes
 
     @staticmethod
     def backward(ctx, grad):
-        out = torch.empty_like(ctx.like)
-        strides = (ctx.like[0].numel(), *ctx.like.stride()[1:])
-        if (grad.stride(), grad.dtype) != (strides, out.dtype): grad = torch.empty_strided(grad.shape, strides, dtype=out.dtype).copy_(grad)
+        out = torch.empty_strided(ctx.shape, ctx.strides, dtype=ctx.dtype)
+        if (grad.stride(), grad.dtype) != (ctx.strides, ctx.dtype): grad = torch.empty_strided(grad.shape, ctx.strides, dtype=ctx.dtype).copy_(grad)
         in_threads(lif_backward, ctx.marks.shape[1], ctx.marks, by_steps(grad), by_steps(out),
                    *np.float32([ctx.config.decay, 1/(2*ctx.config.lens)]), out.dtype == torch.bfloat16, most=32768)
         return out, None, None

@@ -1,4 +1,5 @@
 "Neurons, layers and encoders of FSVE against definitions written out, and against spikingjelly."
+import weakref
 from dataclasses import replace
 from functools import cache
 
@@ -48,6 +49,13 @@ def test_fused_is_the_plain_way(shape, layout):
     a, b = fsve.FusedLIF.apply(ours, config, len(x)), lif_by_steps(plain, config)
     a.backward(grad); b.backward(grad)
     assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6)
+
+def test_fused_keeps_no_currents():
+    x = torch.randn(4, 3, 8, requires_grad=True)
+    current = x*1; kept = weakref.ref(current.untyped_storage())
+    spikes = fsve.FusedLIF.apply(current, LIFConfig(), 4); del current
+    assert kept() is None and spikes.grad_fn
+    spikes.sum().backward()
 
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("stays", [True, False])
