@@ -89,6 +89,7 @@ class TextEncoder(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         if tokenizer.get_vocab_size() > config.vocab_size:
             raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} pieces, the encoder vocab_size={config.vocab_size}")
+        tokenizer.enable_padding(); tokenizer.enable_truncation(config.max_tokens) # here, as a stored model's words say so, read or not
         self.bert = BertModel(config.bert(), add_pooling_layer=False)
         self.frozen = bool(config.pretrained) and not config.tuned
         self.bert.requires_grad_(not self.frozen)
@@ -97,7 +98,6 @@ class TextEncoder(nn.Module):
         self.projection = nn.Linear(config.hidden, embed_dim, bias=False)
 
     def tokens(self, sentences:list) -> tuple: # ids and mask, [B,L] each, on the CPU
-        self.tokenizer.enable_padding(); self.tokenizer.enable_truncation(self.config.max_tokens)
         encoded = self.tokenizer.encode_batch(list(sentences))
         return torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])
 

@@ -189,6 +189,13 @@ def test_micro_batches_change_nothing(monkeypatch):
         assert torch.allclose(model.encode_video(clips), whole, atol=1e-5)
 
 
+def test_to_read_with_a_model_does_not_change_its_folder(tmp_path):
+    model, kept = build(small()), lambda folder: {p.name: p.read_bytes() for p in model.save_pretrained(tmp_path/folder).iterdir()}
+    before = kept("before")
+    model.encode_text(CAPTIONS)
+    assert kept("after") == before
+
+
 def test_an_answer_takes_no_more_of_a_gpu_than_training():
     "64 clips of the paper's in several calls, small ones in one; whoever learns needs all of the batch."
     gpu, paper = torch.device("cuda"), SPKLIPConfig()
