@@ -457,7 +457,7 @@ def inherit(
     for conv, before in zip(trunk.stem, old.stem[0:6:2]): x, gain = inherit_conv(conv, before, x, reach, gain), 1.
     for block, before in zip(trunk.groups, old.groups): x, scale = inherit_block(block, before, x, scale, reach)
     inherit_pool(trunk.pool, old.pool, scale)
-    if star_net.temporal: star_net.temporal.load_state_dict(old_star_net.temporal.state_dict(), strict=False)
+    if star_net.temporal: star_net.temporal.load_state_dict(old_star_net.temporal.state_dict(), strict=hsfe.fsve.part == "cnn") # of "full" some layers are others
     for norm in normalisations: norm.momentum = 0.1
 
 # %% ../nbs/05_fsve.ipynb #f7ac69cf

@@ -256,6 +256,13 @@ def test_an_ann_is_inherited(layers):
     coarse = spiking(ann, replace(fine, levels=2), clips).eval()
     assert torch.nn.functional.cosine_similarity(coarse.encode_video(clips), ann.encode_video(clips)).mean() < alike.mean()
 
+def test_a_transformer_is_inherited_whole_or_not_at_all():
+    ann, clips = SPKLIP(preset_of("smoke").model), (torch.rand(2, 250, 32, 40) < .06).to(torch.uint8)
+    new = spiking(ann, FSVEConfig(part="cnn", steps=1), clips).star_net.temporal.state_dict()
+    assert all(torch.equal(new[k], v) for k, v in ann.star_net.temporal.state_dict().items())
+    ann.star_net.temporal.more = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="Unexpected key"): spiking(ann, FSVEConfig(part="cnn", steps=1), clips)
+
 def test_a_tower_is_not_inherited():
     small = preset_of("smoke").model
     ann = SPKLIP(replace(small, hsfe=replace(small.hsfe, tower_blocks=1, tower_width=6)))

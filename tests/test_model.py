@@ -235,6 +235,14 @@ def test_a_pretrained_bert_brings_its_words_and_weights(tmp_path):
     with pytest.raises(ValueError, match="bert"): load_bert(tmp_path, 16)
 
 
+def test_a_bert_that_cannot_be_read_silences_nobody(tmp_path):
+    from transformers.utils import logging
+    TextConfig(200, 32, 2, 2, 64).bert().save_pretrained(tmp_path); learn_wordpiece(CAPTIONS).save(str(tmp_path/"tokenizer.json"))
+    told = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with pytest.raises(OSError): load_bert(tmp_path, 16)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == told
+
+
 def test_classify_gives_probabilities():
     p = build(small()).classify(spikes(2, 250, 24, 32), CAPTIONS)
     assert p.shape == (2, 3) and torch.allclose(p.sum(1), torch.ones(2))
