@@ -41,7 +41,7 @@ from .hsfe import HSFEConfig
 from .lab.processes import Share, accelerator_on, device_of, from_all, join_norms, joined, process, processes, share_of
 from .lab.runs import belongs, cached, digest, fingerprint, is_finished, locked, one_thread, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
-from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
+from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
 
 # %% ../nbs/04_train.ipynb #005eaa98
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class TrainConfig:
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 2: raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: at least 1 and 2")
         if not 0 <= self.warmup < 1: raise ValueError(f"warmup={self.warmup}: a share of the steps, 0 or more and less than 1")
+        if self.targets not in TARGETS: raise ValueError(f"targets={self.targets!r}: one of {', '.join(TARGETS)} expected")
         if self.thresholds < 1: raise ValueError(f"thresholds={self.thresholds}: 1 or more times the camera's")
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from spklip.baselines import BaselineConfig
 from spklip.camera import pack
 from spklip.fsve import FSVEConfig, SpikingSTARNet
 from spklip.hsfe import HSFE, MTF, HSFEConfig, sub_blocks
 from spklip.star_net import AttentionPool, BasicBlock, Bottleneck, MAPResNet, STARNet, STARNetConfig, TemporalTransformer
 from spklip.stcl import (SPKLIP, SPKLIPConfig, TextConfig, TextEncoder, contrastive_loss, contrastive_targets,
                          encode_by_loop, learn_wordpiece, load_bert, macs, micro_batch)
+from spklip.train import TrainConfig
 
 CAPTIONS = ["a person waves both hands", "a tall person walks to the left", "somebody in dark clothes jumps"]
 
@@ -51,6 +53,15 @@ def test_a_short_clip_is_named():
 
 def test_a_window_that_vanishes_is_refused():
     with pytest.raises(ValueError, match="channel_step=11"): HSFEConfig(channel_step=11)
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda: HSFEConfig(n_blocks=0), "n_blocks=0"), (lambda: HSFEConfig(step=0), "step=0"),
+    (lambda: TextConfig(max_tokens=513), "max_tokens=513: positions for 512"),
+    (lambda: SPKLIPConfig(baseline=BaselineConfig("cnn"), fsve=FSVEConfig()), "baseline='cnn' has no spiking form"),
+    (lambda: TrainConfig(targets="pairs"), "targets='pairs'")])
+def test_what_cannot_be_is_refused_before_anything_is_made(make, said):
+    with pytest.raises(ValueError, match=said): make()
 
 
 @pytest.mark.parametrize("step", [0, 1, 9])
