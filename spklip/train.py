@@ -304,6 +304,8 @@ def load_epoch(folder:Path, model:SPKLIP, optimizer) -> list: # the history; emp
         i, name = key.split(".")
         kept.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict(dict(state, state=kept))
+    for p, moments in optimizer.state.items(): # they lie in memory as their weight does, or each step takes longer
+        for name in moments.keys() - {"step"}: moments[name] = torch.empty_like(p).copy_(moments[name])
     return json.loads((found[-1]/"history.json").read_text())
 
 def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) -> SPKLIP:
