@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored',
            'where_it_may_mirror', 'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16',
-           'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch',
+           'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch', 'sizes',
            'new_model', 'only', 'hold_out', 'to_watch', 'train_loader', 'one_for_all', 'fit', 'go_on', 'model_digest',
            'run_of', 'train_and_test', 'at_once', 'train_all']
 
@@ -39,7 +39,7 @@ from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
 from .lab.processes import Share, accelerator_on, device_of, from_all, join_norms, joined, process, processes, share_of
-from .lab.runs import belongs, cached, digest, fingerprint, is_finished, locked, one_thread, run_folder, side_by_side, stopped_by_sigterm, write_json
+from .lab.runs import belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
 
@@ -308,13 +308,22 @@ def load_epoch(folder:Path, model:SPKLIP, optimizer) -> list: # the history; emp
         for name in moments.keys() - {"step"}: moments[name] = torch.empty_like(p).copy_(moments[name])
     return json.loads((found[-1]/"history.json").read_text())
 
+def sizes(c:SPKLIPConfig) -> dict: # as `differences` compares them
+    "What weights must fit; not how they start, nor dropout, nor what a pretrained text encoder brings."
+    text = TextConfig(pretrained=c.text.pretrained, tuned=c.text.tuned) if c.text.pretrained else replace(c.text, dropout=0.)
+    return plain(dict(hsfe=replace(c.hsfe, exposures=True), star_net=replace(c.star_net, dropout=0.), baseline=c.baseline, text=text))
+
 def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) -> SPKLIP:
-    "A model from scratch, its words from the training captions or as `config.text` asks; or the one in `start`, an ANN's weights put into spikes."
+    """A model from scratch, its words from the training captions or as `config.text` asks; or the one in `start`, an ANN's weights put into spikes.
+
+    Words and temperature are those of `start`, dropout is the preset's. Raises ValueError saying what differs where the sizes are others."""
     if start:
         model = SPKLIP.from_pretrained(start)
-        size = lambda c: (replace(c.hsfe, exposures=True), c.star_net, c.baseline) # how weights start is no size
-        if size(model.config) != size(config):
-            raise ValueError(f"the model in {start} has other sizes than the preset: {model.config}")
+        if other := differences(sizes(model.config), sizes(config)): raise ValueError(f"the model in {start} has other sizes than the preset: its {'; '.join(other)}")
+        wanted = replace(model.config, star_net=config.star_net, text=model.config.text if config.text.pretrained else config.text)
+        if wanted != model.config: # in dropout, which layers are made with
+            weights, model = model.state_dict(), SPKLIP(wanted, model.text.tokenizer)
+            model.load_state_dict(weights)
         model.config = replace(model.config, height=config.height, width=config.width) # it reads packed bits of the new size
         if model.config.fsve == config.fsve: return model
         if model.config.fsve: raise ValueError(f"the model in {start} has another spiking encoder than the preset: {model.config.fsve}")

@@ -87,9 +87,19 @@ def test_starting_from_a_model_keeps_its_words(data, tmp_path):
     first = fit(once, data, tmp_path/"a", progress=False, device="cpu")
     second = SPKLIP.from_pretrained(fit(once, data, tmp_path/"b", start=first, progress=False, device="cpu"))
     assert second.text.tokenizer.get_vocab() == SPKLIP.from_pretrained(first).text.tokenizer.get_vocab()
-    with pytest.raises(ValueError, match="other sizes"): fit(preset_of("laptop"), data, tmp_path/"c", start=first, progress=False)
+    with pytest.raises(ValueError, match="other sizes than the preset: its hsfe.filters is 2, not 8; ") as raised: fit(preset_of("laptop"), data, tmp_path/"c", start=first, progress=False)
+    assert "branches" not in str(raised.value)                      # which is the same
+    with pytest.raises(ValueError, match="the preset: its text.layers is 2, not 3$"): train.new_model(replace(TINY.model, text=replace(TINY.model.text, layers=3)), None, first)
     hsfe = replace(TINY.model.hsfe, exposures=False) # how weights start is no size
     fit(replace(once, model=replace(TINY.model, hsfe=hsfe)), data, tmp_path/"d", start=first, progress=False, device="cpu")
+
+
+def test_starting_from_a_model_with_another_dropout(data, tmp_path):
+    first = train.new_model(TINY.model, SpikeDataset(data, "train"), None).save_pretrained(tmp_path)
+    config = replace(TINY.model, star_net=replace(TINY.model.star_net, dropout=.3), text=replace(TINY.model.text, dropout=.2))
+    started = train.new_model(config, None, first)
+    assert started.star_net.temporal.layers[0].dropout.p == .3 and started.text.bert.embeddings.dropout.p == .2
+    assert started.config == config and all(torch.equal(a, b) for a, b in zip(started.state_dict().values(), weights(first).values()))
 
 
 def test_a_spiking_encoder_starts_from_an_ann_and_resumes(data, tmp_path, monkeypatch):
