@@ -67,13 +67,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .data.datasets import SpikeDataset
-from .lab.processes import device_of
+from .lab.processes import accelerator_on, device_of
 from .lab.runs import atomic, cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .stcl import SPKLIP
 from .train import (Preset, TrainConfig, at_once, augment, evaluate, learning_rate, make_optimizer, model_digest, new_model, only, run_of, segments_of, train_epoch,
@@ -246,7 +245,7 @@ def retrain(
     "Train all of SPKLIP on the shots alone, for at least `steps` steps."
     batch = min(config.train.batch_size, len(shots))
     epochs = -(-config.steps//(len(shots)//batch))
-    train, accelerator = replace(config.train, batch_size=batch, epochs=epochs), Accelerator()
+    train, accelerator = replace(config.train, batch_size=batch, epochs=epochs), accelerator_on()
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=shots.height, width=shots.width), shots, start).to(accelerator.device)
     loader = DataLoader(shots, batch, shuffle=True, drop_last=True)

@@ -31,6 +31,7 @@ class HSFEConfig:
     exposures:bool = True # each branch of MTF starts as the mean over its window; False: its filters start as random patterns
 
     def __post_init__(self):
+        if self.n_blocks < 1 or self.step < 1: raise ValueError(f"n_blocks={self.n_blocks}, step={self.step}: at least 1 each")
         if self.branches < 1 or self.channel_step < 0: raise ValueError(f"branches={self.branches}, channel_step={self.channel_step}: at least 1 and 0")
         if self.windows[-1] < 1:
             raise ValueError(f"channel_step={self.channel_step} with {self.branches} branches leaves a window of "

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored',
            'where_it_may_mirror', 'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16',
-           'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch',
+           'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch', 'sizes',
            'new_model', 'only', 'hold_out', 'to_watch', 'train_loader', 'one_for_all', 'fit', 'go_on', 'model_digest',
            'run_of', 'train_and_test', 'at_once', 'train_all']
 
@@ -38,10 +38,10 @@ from .data.frames import open_clips
 from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
-from .lab.processes import Share, device_of, from_all, join_norms, joined, process, processes, share_of
-from .lab.runs import belongs, cached, digest, fingerprint, is_finished, locked, one_thread, run_folder, side_by_side, stopped_by_sigterm, write_json
+from .lab.processes import Share, accelerator_on, device_of, from_all, join_norms, joined, process, processes, share_of
+from .lab.runs import belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
-from .stcl import SPKLIP, SPKLIPConfig, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, spiking
+from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
 
 # %% ../nbs/04_train.ipynb #005eaa98
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class TrainConfig:
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 2: raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: at least 1 and 2")
         if not 0 <= self.warmup < 1: raise ValueError(f"warmup={self.warmup}: a share of the steps, 0 or more and less than 1")
+        if self.targets not in TARGETS: raise ValueError(f"targets={self.targets!r}: one of {', '.join(TARGETS)} expected")
         if self.thresholds < 1: raise ValueError(f"thresholds={self.thresholds}: 1 or more times the camera's")
 
 @dataclass(frozen=True)
@@ -151,18 +152,21 @@ def augment(
     rng:random.Random,  # draws, for the joined batch
 ) -> tuple:             # spikes [B,T,H,W], which clips were mirrored [B]
     "Shift and mirror each clip as a whole, and raise its threshold; what moves in from outside repeats the edge."
-    H, W = spikes.shape[-2:]
-    out, whole = torch.empty_like(spikes), len(spikes)*processes()
+    (H, W), device, whole = spikes.shape[-2:], spikes.device, len(spikes)*processes()
     flips = [rng.random() < config.flip for _ in range(whole)]
     shifts = [[round(rng.uniform(-config.shift, config.shift)*n) for n in (H, W)] for _ in range(whole)]
     higher = [(rng.randint(1, config.thresholds), rng.getrandbits(60)) if config.thresholds > 1 else (1, 0) for _ in range(whole)]
     flips, shifts, higher = flips[share_of(whole)], shifts[share_of(whole)], higher[share_of(whole)]
-    with one_thread(): # several take five times as long, for so little each
-        for clip, target, flip, shift, (times, draw) in zip(spikes, out, flips, shifts, higher):
-            rows, columns = ((torch.arange(n, device=spikes.device) + s).clamp(0, n - 1) for n, s in zip((H, W), shift))
-            if flip: columns = columns.flip(0)
-            torch.index_select(clip.index_select(1, rows), 2, columns, out=target)
-            if times > 1: target.copy_(raise_threshold(target, times, held_at_random(times, H, W, draw).to(spikes.device)))
+    moves = sent(torch.tensor([[*shift, flip] for shift, flip in zip(shifts, flips)]), device)
+    rows, columns = ((torch.arange(n, device=device) + moves[:, i:i + 1]).clamp(0, n - 1) for i, n in enumerate((H, W)))
+    columns = torch.where(moves[:, 2:] > 0, columns.flip(1), columns)
+    pixels = (W*rows[:, :, None] + columns[:, None]).flatten(1) # of the clip that each pixel is taken from, [B,H*W]
+    out = spikes.flatten(2).gather(2, pixels[:, None].expand(-1, spikes.shape[1], -1)).unflatten(2, (H, W))
+    if config.thresholds > 1:
+        held = sent(torch.stack([held_at_random(times, H, W, draw) for times, draw in higher]), device)
+        with one_thread(): # several take five times as long, for so little each
+            for clip, charges, (times, _) in zip(out, held, higher):
+                if times > 1: clip.copy_(raise_threshold(clip, times, charges))
     return out, flips
 
 # %% ../nbs/04_train.ipynb #3b874d17
@@ -221,11 +225,11 @@ def train_epoch(
         spikes, flips = augment(core.spikes(batch["packed"]), config, rng)
         with torch.autocast(spikes.device.type, torch.bfloat16, enabled=config.bf16 and has_bf16(spikes.device)):
             video, text, scale = model(spikes, sentences_of(batch, dataset, flips, config, rng))
-        video, text, labels = joined(video.float()), joined(text.float()), joined(batch["label"].to(video.device))
+        video, text, labels = joined(video.float()), joined(text.float()), joined(batch["label"].to(video.device, non_blocking=True))
         loss = contrastive_loss(video, text, contrastive_targets(labels, config.targets), scale)
         optimizer.zero_grad(); accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
+        optimizer.step(); core.bound_scale()
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
 
@@ -300,15 +304,26 @@ def load_epoch(folder:Path, model:SPKLIP, optimizer) -> list: # the history; emp
         i, name = key.split(".")
         kept.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict(dict(state, state=kept))
+    for p, moments in optimizer.state.items(): # they lie in memory as their weight does, or each step takes longer
+        for name in moments.keys() - {"step"}: moments[name] = torch.empty_like(p).copy_(moments[name])
     return json.loads((found[-1]/"history.json").read_text())
 
+def sizes(c:SPKLIPConfig) -> dict: # as `differences` compares them
+    "What weights must fit; not how they start, nor dropout, nor what a pretrained text encoder brings."
+    text = TextConfig(pretrained=c.text.pretrained, tuned=c.text.tuned) if c.text.pretrained else replace(c.text, dropout=0.)
+    return plain(dict(hsfe=replace(c.hsfe, exposures=True), star_net=replace(c.star_net, dropout=0.), baseline=c.baseline, text=text))
+
 def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) -> SPKLIP:
-    "A model from scratch, its words from the training captions or as `config.text` asks; or the one in `start`, an ANN's weights put into spikes."
+    """A model from scratch, its words from the training captions or as `config.text` asks; or the one in `start`, an ANN's weights put into spikes.
+
+    Words and temperature are those of `start`, dropout is the preset's. Raises ValueError saying what differs where the sizes are others."""
     if start:
         model = SPKLIP.from_pretrained(start)
-        size = lambda c: (replace(c.hsfe, exposures=True), c.star_net, c.baseline) # how weights start is no size
-        if size(model.config) != size(config):
-            raise ValueError(f"the model in {start} has other sizes than the preset: {model.config}")
+        if other := differences(sizes(model.config), sizes(config)): raise ValueError(f"the model in {start} has other sizes than the preset: its {'; '.join(other)}")
+        wanted = replace(model.config, star_net=config.star_net, text=model.config.text if config.text.pretrained else config.text)
+        if wanted != model.config: # in dropout, which layers are made with
+            weights, model = model.state_dict(), SPKLIP(wanted, model.text.tokenizer)
+            model.load_state_dict(weights)
         model.config = replace(model.config, height=config.height, width=config.width) # it reads packed bits of the new size
         if model.config.fsve == config.fsve: return model
         if model.config.fsve: raise ValueError(f"the model in {start} has another spiking encoder than the preset: {model.config.fsve}")
@@ -378,7 +393,7 @@ def fit(
     """Train SPKLIP on a data set's training split (section 4.1), alone or with other processes. Resumes; a finished run is left as it is.
 
     Raises ValueError for a folder of another run, or one in which somebody else trains, and for a GPU that is not there."""
-    folder, accelerator = Path(folder), Accelerator(cpu=device_of(device) == "cpu")
+    folder, accelerator = Path(folder), accelerator_on(device)
     folder.mkdir(parents=True, exist_ok=True)
     there = from_all([(folder/"model"/"history.json").exists(), *sorted(e.name for e in folder.glob("epoch-*"))])
     if any(found != there[0] for found in there): raise ValueError(f"{folder}: all processes have to see one folder, but in it they find {there}")

@@ -1,10 +1,13 @@
 "Neurons, layers and encoders of FSVE against definitions written out, and against spikingjelly."
+import weakref
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from spklip import fsve
 from spklip.fsve import (FSVEConfig, IntegerLIF, LIF, LIFConfig, Rectangle, SpikeNorm, SpikingAttention, SpikingBottleneck, TDBN, firing, lif_by_steps,
@@ -47,6 +50,13 @@ def test_fused_is_the_plain_way(shape, layout):
     a.backward(grad); b.backward(grad)
     assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6)
 
+def test_fused_keeps_no_currents():
+    x = torch.randn(4, 3, 8, requires_grad=True)
+    current = x*1; kept = weakref.ref(current.untyped_storage())
+    spikes = fsve.FusedLIF.apply(current, LIFConfig(), 4); del current
+    assert kept() is None and spikes.grad_fn
+    spikes.sum().backward()
+
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("stays", [True, False])
 def test_sixteen_bits_are_read_and_written_as_copies_of_them_would_be(steps, stays):
@@ -65,13 +75,30 @@ def test_a_bfloat16_is_half_of_a_float32(kernel):
     assert [int(kernel(fsve.narrowed)(np.float32(v))) for v in values.numpy()] == half.view(torch.uint16).tolist()
     assert [float(kernel(fsve.widened)(b)) for b in half.view(torch.uint16).numpy()] == half.float().tolist()
 
-def test_what_is_compiled_for_a_gpu_is_the_plain_way():
+@pytest.fixture
+def programs(monkeypatch):
+    "Counts what a GPU would compile, and runs it here as it was captured."
+    torch._dynamo.reset()
+    counter, make = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: make(f, backend=counter, **how))
+    monkeypatch.setattr(fsve, "lif_compiled", cache(fsve.lif_compiled.__wrapped__))
+    return counter
+
+def test_what_is_compiled_for_a_gpu_is_the_plain_way_and_one_for_all_layers(programs):
     torch.manual_seed(0)
-    x, grad, config = torch.randn(5, 3, 40), torch.randn(5, 3, 40), LIFConfig(decay=0.4, threshold=0.7, lens=0.3)
-    ours, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
-    a, b = lif_by_steps(ours, config, fsve.straight_through), lif_by_steps(plain, config)
-    a.backward(grad); b.backward(grad)
-    assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6)
+    config, last = LIFConfig(decay=0.4, threshold=0.7, lens=0.3), lambda x: x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+    def check(x, steps=5):
+        grad, ours, plain = torch.randn(steps, *x.shape[1:]), x.clone().requires_grad_(), x.clone().requires_grad_()
+        a, b = fsve.lif_on_gpu(1*ours, config, steps), lif_by_steps((1*plain).expand(steps, *x.shape[1:]), config)
+        a.backward(grad); b.backward(grad)
+        assert torch.equal(a, b) and torch.allclose(ours.grad, plain.grad, atol=1e-6) and a[0].stride() == x[0].stride()
+        with torch.no_grad(): assert torch.equal(fsve.lif_on_gpu(x, config, steps), b)
+    for x in (torch.randn(5, 3, 40), last(torch.randn(5, 2, 3, 4, 6)), last(torch.randn(5, 3, 6, 8, 2)), torch.randn(5, 7, 9).transpose(1, 2)): check(x)
+    assert programs.frame_count == 2
+    for x in (last(torch.randn(1, 2, 3, 4, 6)), torch.randn(1, 3, 8)): check(x)
+    for kind in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", kind): check(torch.randn(5, 3, 50)); check(torch.randn(1, 3, 50))
+    assert programs.frame_count == 4
 
 def test_a_membrane_keeps_float32_under_autocast():
     "A current that 16 bits would lose beside the membrane still counts."
@@ -228,6 +255,13 @@ def test_an_ann_is_inherited(layers):
     assert alike.min() > 0.98
     coarse = spiking(ann, replace(fine, levels=2), clips).eval()
     assert torch.nn.functional.cosine_similarity(coarse.encode_video(clips), ann.encode_video(clips)).mean() < alike.mean()
+
+def test_a_transformer_is_inherited_whole_or_not_at_all():
+    ann, clips = SPKLIP(preset_of("smoke").model), (torch.rand(2, 250, 32, 40) < .06).to(torch.uint8)
+    new = spiking(ann, FSVEConfig(part="cnn", steps=1), clips).star_net.temporal.state_dict()
+    assert all(torch.equal(new[k], v) for k, v in ann.star_net.temporal.state_dict().items())
+    ann.star_net.temporal.more = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="Unexpected key"): spiking(ann, FSVEConfig(part="cnn", steps=1), clips)
 
 def test_a_tower_is_not_inherited():
     small = preset_of("smoke").model

@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from spklip.baselines import BaselineConfig
 from spklip.camera import pack
 from spklip.fsve import FSVEConfig, SpikingSTARNet
 from spklip.hsfe import HSFE, MTF, HSFEConfig, sub_blocks
 from spklip.star_net import AttentionPool, BasicBlock, Bottleneck, MAPResNet, STARNet, STARNetConfig, TemporalTransformer
 from spklip.stcl import (SPKLIP, SPKLIPConfig, TextConfig, TextEncoder, contrastive_loss, contrastive_targets,
                          encode_by_loop, learn_wordpiece, load_bert, macs, micro_batch)
+from spklip.train import TrainConfig
 
 CAPTIONS = ["a person waves both hands", "a tall person walks to the left", "somebody in dark clothes jumps"]
 
@@ -51,6 +53,15 @@ def test_a_short_clip_is_named():
 
 def test_a_window_that_vanishes_is_refused():
     with pytest.raises(ValueError, match="channel_step=11"): HSFEConfig(channel_step=11)
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda: HSFEConfig(n_blocks=0), "n_blocks=0"), (lambda: HSFEConfig(step=0), "step=0"),
+    (lambda: TextConfig(max_tokens=513), "max_tokens=513: positions for 512"),
+    (lambda: SPKLIPConfig(baseline=BaselineConfig("cnn"), fsve=FSVEConfig()), "baseline='cnn' has no spiking form"),
+    (lambda: TrainConfig(targets="pairs"), "targets='pairs'")])
+def test_what_cannot_be_is_refused_before_anything_is_made(make, said):
+    with pytest.raises(ValueError, match=said): make()
 
 
 @pytest.mark.parametrize("step", [0, 1, 9])
@@ -155,6 +166,18 @@ def test_text_does_not_see_its_padding():
     assert not torch.allclose(text(CAPTIONS)[0], text(CAPTIONS)[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("released", [None, True])
+def test_nobody_waits_for_what_the_text_encoder_computes(released):
+    "On a device without memory there is nothing that could be asked; what a token sees is what BERT makes of the mask."
+    text = TextEncoder(TextConfig(256, 32, 2, 2, 64, released=released), 16, learn_wordpiece(CAPTIONS)).eval()
+    assert text.to("meta")(CAPTIONS).shape == (3, 16)
+    text = TextEncoder(text.config, 16, text.tokenizer).eval()
+    for some in (CAPTIONS, CAPTIONS[:1]):
+        ids, mask = text.tokens(some)
+        theirs, ours = (text.bert(input_ids=ids, attention_mask=m).last_hidden_state for m in (mask, text.seen(mask)))
+        assert torch.equal(theirs, ours)
+
+
 def test_the_vocabulary_does_not_depend_on_the_order_of_captions():
     assert learn_wordpiece(CAPTIONS).get_vocab() == learn_wordpiece(CAPTIONS[::-1]*2).get_vocab()
 
@@ -175,6 +198,22 @@ def test_micro_batches_change_nothing(monkeypatch):
         monkeypatch.setattr("spklip.stcl.CACHE_BYTES", 1)
         assert micro_batch(model.config, 24, 32, torch.device("cpu")) == 1
         assert torch.allclose(model.encode_video(clips), whole, atol=1e-5)
+
+
+def test_to_read_with_a_model_does_not_change_its_folder(tmp_path):
+    model, kept = build(small()), lambda folder: {p.name: p.read_bytes() for p in model.save_pretrained(tmp_path/folder).iterdir()}
+    before = kept("before")
+    model.encode_text(CAPTIONS)
+    assert kept("after") == before
+
+
+def test_an_answer_takes_no_more_of_a_gpu_than_training():
+    "64 clips of the paper's in several calls, small ones in one; whoever learns needs all of the batch."
+    gpu, paper = torch.device("cuda"), SPKLIPConfig()
+    calls = lambda config: -(-64*5//micro_batch(config, config.height, config.width, gpu))
+    assert calls(paper) == 1
+    with torch.no_grad():
+        assert (calls(paper), calls(replace(paper, fsve=FSVEConfig(steps=4))), calls(small(32, 40))) == (3, 12, 1)
 
 
 def test_a_folder_gives_the_model_back(tmp_path):
@@ -205,6 +244,14 @@ def test_a_pretrained_bert_brings_its_words_and_weights(tmp_path):
     with pytest.raises(ValueError, match="hidden_act relu, gelu is expected"): load_bert(tmp_path, 16)
     (tmp_path/"config.json").write_text(json.dumps(dict(model_type="gpt2")))
     with pytest.raises(ValueError, match="bert"): load_bert(tmp_path, 16)
+
+
+def test_a_bert_that_cannot_be_read_silences_nobody(tmp_path):
+    from transformers.utils import logging
+    TextConfig(200, 32, 2, 2, 64).bert().save_pretrained(tmp_path); learn_wordpiece(CAPTIONS).save(str(tmp_path/"tokenizer.json"))
+    told = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with pytest.raises(OSError): load_bert(tmp_path, 16)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == told
 
 
 def test_classify_gives_probabilities():

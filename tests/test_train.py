@@ -58,6 +58,17 @@ def test_an_interrupted_run_ends_as_one_that_was_not(data, tmp_path, monkeypatch
     assert not torch.equal(a["star_net.trunk.pool.project.weight"], other["star_net.trunk.pool.project.weight"])
 
 
+def test_what_an_optimizer_remembers_lies_as_its_weights_do_after_a_resume(data, tmp_path):
+    model = train.new_model(TINY.model, SpikeDataset(data, "train"), None)
+    before, after = (train.make_optimizer(model, TINY.train) for _ in range(2))
+    for p in model.parameters(): p.grad = torch.rand_like(p)
+    before.step()
+    train.save_epoch(tmp_path, model, before, [{}]); train.load_epoch(tmp_path, model, after)
+    found = [(p, after.state[p][name], value) for p, state in before.state.items() for name, value in state.items() if name != "step"]
+    assert len(found) == 2*len(after.state) and any(not p.is_contiguous() for p, *_ in found)
+    assert all(torch.equal(new, old) and new.stride() == p.stride() for p, new, old in found)
+
+
 def test_a_half_written_epoch_is_not_resumed_from(data, tmp_path):
     preset = replace(TINY, train=replace(TINY.train, epochs=1, batch_size=8))
     (tmp_path/"run"/"epoch.part").mkdir(parents=True); (tmp_path/"run"/"epoch.part"/"history.json").write_text("[{")
@@ -76,9 +87,19 @@ def test_starting_from_a_model_keeps_its_words(data, tmp_path):
     first = fit(once, data, tmp_path/"a", progress=False, device="cpu")
     second = SPKLIP.from_pretrained(fit(once, data, tmp_path/"b", start=first, progress=False, device="cpu"))
     assert second.text.tokenizer.get_vocab() == SPKLIP.from_pretrained(first).text.tokenizer.get_vocab()
-    with pytest.raises(ValueError, match="other sizes"): fit(preset_of("laptop"), data, tmp_path/"c", start=first, progress=False)
+    with pytest.raises(ValueError, match="other sizes than the preset: its hsfe.filters is 2, not 8; ") as raised: fit(preset_of("laptop"), data, tmp_path/"c", start=first, progress=False)
+    assert "branches" not in str(raised.value)                      # which is the same
+    with pytest.raises(ValueError, match="the preset: its text.layers is 2, not 3$"): train.new_model(replace(TINY.model, text=replace(TINY.model.text, layers=3)), None, first)
     hsfe = replace(TINY.model.hsfe, exposures=False) # how weights start is no size
     fit(replace(once, model=replace(TINY.model, hsfe=hsfe)), data, tmp_path/"d", start=first, progress=False, device="cpu")
+
+
+def test_starting_from_a_model_with_another_dropout(data, tmp_path):
+    first = train.new_model(TINY.model, SpikeDataset(data, "train"), None).save_pretrained(tmp_path)
+    config = replace(TINY.model, star_net=replace(TINY.model.star_net, dropout=.3), text=replace(TINY.model.text, dropout=.2))
+    started = train.new_model(config, None, first)
+    assert started.star_net.temporal.layers[0].dropout.p == .3 and started.text.bert.embeddings.dropout.p == .2
+    assert started.config == config and all(torch.equal(a, b) for a, b in zip(started.state_dict().values(), weights(first).values()))
 
 
 def test_a_spiking_encoder_starts_from_an_ann_and_resumes(data, tmp_path, monkeypatch):
@@ -168,6 +189,17 @@ def test_a_shift_moves_every_frame_alike_and_repeats_the_edge():
     assert right[0, 0].tolist() == [[1, 1, 0, 0]]*4
 
 
+def test_a_batch_is_moved_clip_by_clip():
+    clips, config, rng, size = (torch.rand(6, 4, 8, 10) < .5).to(torch.uint8), TrainConfig(shift=.3), random.Random(1), (8, 10)
+    moved, flipped = augment(clips, config, random.Random(1))
+    flips = [rng.random() < .5 for _ in clips]
+    shifts = [[round(rng.uniform(-.3, .3)*n) for n in size] for _ in clips]
+    for clip, out, flip, shift in zip(clips, moved, flips, shifts):
+        rows, columns = ((torch.arange(n) + s).clamp(0, n - 1) for n, s in zip(size, shift))
+        assert torch.equal(out, clip[:, rows][:, :, columns.flip(0) if flip else columns])
+    assert flipped == flips and 0 < sum(flips) < 6
+
+
 def test_higher_thresholds_are_those_of_the_clip_the_same_for_a_seed():
     clip, config = torch.ones(6, 12, 4, 5, dtype=torch.uint8), TrainConfig(flip=0., shift=0., thresholds=3)
     higher, again, other = (augment(clip, config, random.Random(seed))[0] for seed in (0, 0, 1))
@@ -176,6 +208,16 @@ def test_higher_thresholds_are_those_of_the_clip_the_same_for_a_seed():
     dim = next(c for c in higher if c.float().mean() < .5)
     assert dim[0].float().mean() not in (0, 1) # pixels were not at zero when it began
     with pytest.raises(ValueError, match="thresholds=0"): TrainConfig(thresholds=0)
+
+
+def test_a_temperature_that_went_too_far_comes_back(data, monkeypatch):
+    "A loss that wants it ever smaller for an epoch, and larger in the next."
+    monkeypatch.setattr(train, "contrastive_loss", lambda video, text, targets, scale: wanted*scale)
+    model, config = train.new_model(TINY.model, SpikeDataset(data, "train"), None), replace(TINY.train, lr=5., warmup=0.)
+    loader = train.train_loader(SpikeDataset(data, "train"), config)
+    for epoch, wanted in enumerate((-1., 1.)):
+        train.train_epoch(model, train.make_optimizer(model, config), loader, config, train.accelerator_on("cpu"), 0, epoch)
+        assert model.scale.item() == pytest.approx(100) if wanted < 0 else model.scale.item() < 60
 
 
 def test_what_is_held_back_is_not_trained_on(data):
