@@ -21,6 +21,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPAttention
+from transformers.models.x_clip.modeling_x_clip import XCLIPAttention
 
 from .fsve import FSVEConfig, IntegerLIF, LIF, SpikeNorm, SpikingAttention
 from .hsfe import MTF
@@ -248,17 +250,17 @@ def spike_counts(
     whole = ((x/quantum - counts).abs() < 1e-4) & (counts >= 0) & (counts <= levels)
     return counts.double() if whole.all() else None
 
-def conv_count(layer:str, conv:nn.Conv2d, x:Tensor, quantum:float, levels:int, kept:bool) -> Count:
-    "A convolution that reads x [n,C,h,w]; `kept`: its output is written."
+def conv_count(layer:str, conv:nn.Conv1d|nn.Conv2d, x:Tensor, quantum:float, levels:int, kept:bool) -> Count:
+    "A convolution that reads x [n,C,h,w] or [n,C,t]; `kept`: its output is written."
     spikes = spike_counts(x, quantum, levels)
     steps = levels if spikes is not None else 1
     ones = torch.ones(1, 1, *conv.kernel_size, dtype=torch.double, device=x.device)
-    inside = lambda x: F.conv2d(x.sum(1, keepdim=True).double(), ones, stride=conv.stride, padding=conv.padding) # sum over each window
+    inside = lambda x: (F.conv1d if x.ndim == 3 else F.conv2d)(x.sum(1, keepdim=True).double(), ones, stride=conv.stride, padding=conv.padding) # sum over each window
     seen = inside((x != 0) if spikes is None else spikes)
     dense, inputs, outputs = steps*seen.numel()*conv.weight.numel(), steps*x.numel(), steps*seen.numel()*conv.out_channels
     count = Count(layer, "conv", dense, macs=dense, weights=steps*len(x)*conv.weight.numel(), inputs=inputs,
                   outputs=outputs if kept else 0, active=x.count_nonzero().item())
-    products = seen.sum().item()*conv.out_channels
+    products = seen.sum().item()*(conv.out_channels//conv.groups)
     if spikes is None: return replace(count, zeros=dense - products)
     return replace(count, macs=0, acs=products, active=spikes.sum().item(), binary=True)
 
@@ -289,13 +291,14 @@ def counts_of(layer:str, module:nn.Module, x:Tensor, out:Tensor, fsve:FSVEConfig
     "What a call of a module counts as."
     quantum, levels = spike_code(layer, fsve)
     match module:
-        case nn.Conv2d(): return [conv_count(layer, module, x, quantum, levels, kept=layer.startswith("hsfe.mtf.first") or not fsve)]
+        case nn.Conv1d() | nn.Conv2d(): return [conv_count(layer, module, x, quantum, levels, kept=layer.startswith("hsfe.mtf.first") or not fsve)]
         case nn.Linear(): # [n,C] or n lots of tokens [n,L,C]; but the one that stands for the pool reads [T,n,C]
             return [linear_count(layer, module, x, quantum, levels, x.numel()//x.shape[-1] if layer == "star_net.trunk.pool" else len(x))]
-        case nn.MultiheadAttention():
+        case nn.MultiheadAttention() | CLIPAttention() | XCLIPAttention():
             n, (B, N, D) = x.numel(), x.shape
-            return [Count(layer, "linear", 4*n*D, 4*n*D, weights=B*4*D*D, inputs=2*n, outputs=4*n),
-                    Count(layer, "attention", 2*n*N, 2*n*N, inputs=3*n, outputs=n)]
+            attention = Count(layer, "attention", 2*n*N, 2*n*N, inputs=3*n, outputs=n)
+            if not isinstance(module, nn.MultiheadAttention): return [attention] # its linear layers are modules, and count themselves
+            return [Count(layer, "linear", 4*n*D, 4*n*D, weights=B*4*D*D, inputs=2*n, outputs=4*n), attention]
         case nn.LayerNorm(): return [Count(layer, "norm", macs=2*x.numel(), inputs=x.numel(), outputs=x.numel())]
         case SpikeNorm(): return [Count(layer, "neurons", neurons=x.numel(), inputs=x.numel(), outputs=x.numel()),
                                   Count(layer, "norm", macs=x.numel(), inputs=x.numel(), outputs=x.numel())]
@@ -331,9 +334,11 @@ def listening(
             heard(count(x, out := call(x)))
             return out
         setattr(module, method, wrapped); undo.append(lambda: delattr(module, method))
-    def hook(name): return lambda module, args, out: heard(counts_of(name, module, args[0], out, fsve)) if args else None
+    def hook(name):
+        def call(module, args, named, out): heard(counts_of(name, module, next(iter([*args, *named.values()]), None), out, fsve))
+        return call
     for name, module in (*model.hsfe.named_modules(prefix="hsfe"), *model.star_net.named_modules(prefix="star_net")):
-        undo.append(module.register_forward_hook(hook(name)).remove)
+        undo.append(module.register_forward_hook(hook(name), with_kwargs=True).remove)
         for method, count in functions(name, module, fsve).items(): wrap(module, method, count)
     try: yield
     finally:

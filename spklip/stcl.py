@@ -6,7 +6,8 @@
 __all__ = ['SPECIAL', 'TARGETS', 'CACHE_BYTES', 'GPU_BYTES', 'learn_wordpiece', 'TextConfig', 'sent', 'TextEncoder',
            'bert_folder', 'silent', 'load_bert', 'clip_words', 'text_encoder', 'contrastive_targets',
            'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch', 'as_spikes', 'visual_encoder', 'one_row',
-           'one_call', 'SPKLIP', 'spiking', 'save_pretrained', 'parts_of', 'load_pretrained', 'encode_by_loop']
+           'one_call', 'bound_scale', 'SPKLIP', 'spiking', 'save_pretrained', 'parts_of', 'load_pretrained',
+           'encode_by_loop']
 
 # %% ../nbs/03_stcl.ipynb #4ba4101b
 import gzip
@@ -78,7 +79,7 @@ class TextConfig:
                           max_position_embeddings=self.positions, hidden_dropout_prob=self.dropout,
                           attention_probs_dropout_prob=self.dropout, is_decoder=bool(self.released), use_cache=False)
 
-# %% ../nbs/03_stcl.ipynb #a99536f0
+# %% ../nbs/03_stcl.ipynb #a99536ef
 def sent(
     x:Tensor,            # on the CPU
     device:torch.device, # where it is wanted
@@ -86,6 +87,7 @@ def sent(
     "A copy that the host does not wait for, also where the device is a GPU."
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
+# %% ../nbs/03_stcl.ipynb #a99536f0
 class TextEncoder(nn.Module):
     "BERT, the mean of its tokens, the text projection (section 3.4); or, `released`, its causal kin, read at the largest id."
     def __init__(self, config:TextConfig, embed_dim:int, tokenizer:Tokenizer):
@@ -300,6 +302,13 @@ def one_call(
     if not model.training: return model.star_net.trunk(model.hsfe(blocks))
     return checkpoint(model.hsfe, blocks, use_reentrant=False) if model.frugal and not model.config.fsve else model.hsfe(blocks)
 
+@torch.no_grad()
+def bound_scale(
+    model:"SPKLIP", # after a step of its optimiser, changed in place
+) -> None:
+    "Beyond its bound the scale has no gradient, so a temperature that went there would never come back."
+    model.logit_scale.clamp_(max=math.log(100))
+
 # %% ../nbs/03_stcl.ipynb #439f9f50
 class SPKLIP(nn.Module):
     "Spike streams and sentences in one space: HSFE, STAR-Net, BERT, one temperature (section 3, Fig. 1)."
@@ -316,11 +325,6 @@ class SPKLIP(nn.Module):
     @property
     def scale(self) -> Tensor: # 1/tau, at most 100
         return self.logit_scale.clamp(max=math.log(100)).exp()
-
-    @torch.no_grad()
-    def bound_scale(self) -> None: # after a step of an optimiser
-        "Beyond its bound the scale has no gradient, so a temperature that went there would never come back."
-        self.logit_scale.clamp_(max=math.log(100))
 
     def spikes(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> spikes, on the model's device
         return as_spikes(video.to(self.logit_scale.device, non_blocking=True), self.config)

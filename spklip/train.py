@@ -41,7 +41,7 @@ from .hsfe import HSFEConfig
 from .lab.processes import Share, accelerator_on, device_of, from_all, join_norms, joined, process, processes, share_of
 from .lab.runs import belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
-from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
+from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, bound_scale, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
 
 # %% ../nbs/04_train.ipynb #005eaa98
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def train_epoch(
         loss = contrastive_loss(video, text, contrastive_targets(labels, config.targets), scale)
         optimizer.zero_grad(); accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step(); core.bound_scale()
+        optimizer.step(); bound_scale(core)
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
 
@@ -308,6 +308,7 @@ def load_epoch(folder:Path, model:SPKLIP, optimizer) -> list: # the history; emp
         for name in moments.keys() - {"step"}: moments[name] = torch.empty_like(p).copy_(moments[name])
     return json.loads((found[-1]/"history.json").read_text())
 
+# %% ../nbs/04_train.ipynb #8e6f5408
 def sizes(c:SPKLIPConfig) -> dict: # as `differences` compares them
     "What weights must fit; not how they start, nor dropout, nor what a pretrained text encoder brings."
     text = TextConfig(pretrained=c.text.pretrained, tuned=c.text.tuned) if c.text.pretrained else replace(c.text, dropout=0.)

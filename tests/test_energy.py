@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from spklip import energy, fsve
-from spklip.baselines import BaselineConfig
+from spklip.baselines import KINDS, BaselineConfig
 from spklip.energy import (AMOUNTS, COSTS, MEMORY, Cost, Count, break_even, by_formula, by_hooks, by_op_counter, carried_over, conv_count, densely,
                            joules, measured_joules, rapl, reached, skipping, spike_counts)
 from spklip.fsve import FSVEConfig
@@ -150,6 +151,18 @@ def test_skipping_zeros():
     assert skipping([conv_count("hsfe.tower.0", conv, torch.zeros(1, 1, 4, 5), 1., 0, True)])[0].macs == 0
     others = [c for c in by_hooks(SPKLIP(SMOKE), clips(1)) if c.binary or c.kind not in ("conv", "linear")]
     assert skipping(others) == others
+
+def test_groups_see_their_own_inputs_alone():
+    conv = conv_count("hsfe.tower.0", nn.Conv2d(4, 8, 3, padding=1, groups=4), torch.rand(1, 4, 5, 6) + 1, 1., 0, True)
+    assert conv.dense == 30*8*9 and skipping([conv])[0].macs == 13*16*8                       # 3x3 taps on 5 x 6 pixels, without the padding
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "hybrid"])                          # HSFE's merging multiplies zeros, which `by_hooks` leaves out
+def test_baselines_are_counted_whole(kind, monkeypatch):
+    torch.manual_seed(0)
+    model, video = SPKLIP(replace(SMOKE, baseline=BaselineConfig(kind, width=16, layers=2, heads=2, adapter=4))).eval(), clips()
+    monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)
+    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter: model.encode_video(video)
+    assert 2*sum(c.dense for c in by_hooks(model, video) if c.kind in ("conv", "linear", "attention")) == counter.get_total_flops()/2
 
 def test_what_has_no_formula_is_said():
     for other in (replace(SMOKE, star_net=replace(SMOKE.star_net, backbone="resnet")), replace(SMOKE, baseline=BaselineConfig("linear"))):
