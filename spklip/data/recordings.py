@@ -469,7 +469,7 @@ def _samples(source, cut, count):
     if not 0 <= source.start < stop <= len(recording): raise StreamError(f"{source.file}: {len(recording):,} frames, asked for {source.start:,} to {stop:,}")
     height, width = cut.height or recording.height, cut.width or recording.width
     if height > recording.height or width > recording.width: raise StreamError(f"{source.file}: {recording.height} x {recording.width}, a crop of {height} x {width} does not fit")
-    try: starts = sample_starts(stop - source.start, cut, cut.samples if count is None else count)
+    try: starts = sample_starts(stop - source.start, cut, count)
     except StreamError as e: raise StreamError(f"{source.file}: {e}") from None
     prompt, mark = source.prompt or f"a video of {source.label.replace('_', ' ')}", _mark(source, recording, cut)
     common = dict(height=height, width=width, frames=cut.frames, rate_hz=float(source.rate_hz or recording.rate_hz or 20000), flip_rows=False, label=source.label,
@@ -477,12 +477,11 @@ def _samples(source, cut, count):
     return [dict(file=f"{_stem(source)}_{s:06d}.dat", **common, start=s, made_by=f"{mark} start={s} frames={cut.frames}") for s in (source.start + at for at in starts)]
 
 # %% ../../nbs/data/06_recordings.ipynb #321a9102
-def _absent(sources, plan, cut):
+def _absent(sources, plan, counts):
     "What stands for the recordings that cannot be read now when splits are drawn, so that the others' do not change once they can: as many samples as they will have, or as others have."
     others = sorted(len(part) for part in plan if part)
     usual = others[len(others)//2] if others else 1
-    counts = [(cut.samples or usual) if count is None else count for count in _shares(sources, cut.per_class)]
-    return [dict(file=f"{s.file} {i}", label=s.label, group=s.group or _own(s)) for s, part, n in zip(sources, plan, counts) if not part for i in range(n)]
+    return [dict(file=f"{s.file} {i}", label=s.label, group=s.group or _own(s)) for s, part, n in zip(sources, plan, counts) if not part for i in range(usual if n is None else n)]
 
 def plan_samples(
     sources:list[Source],   # the recordings
@@ -493,7 +492,8 @@ def plan_samples(
 ) -> tuple:                 # a list of metadata rows for each recording, and the failures, file and reason
     "What samples there will be; recordings that cannot be read are failures, not errors."
     plan, failed = [], []
-    for source, count in zip(sources, _shares(sources, cut.per_class)):
+    counts = [cut.samples if n is None else n for n in _shares(sources, cut.per_class)]
+    for source, count in zip(sources, counts):
         try: plan.append(_samples(source, cut, count) if count != 0 else [])
         except StreamError as e: plan.append([]); failed.append(dict(file=str(source.file), reason=str(e)))
     rows = [row for part in plan for row in part]
@@ -502,7 +502,7 @@ def plan_samples(
         if (other := seen.setdefault(row["file"], source)) is not source: raise StreamError(f"{source.file}: its samples would have the names of {other.file}'s ({row['file']}); give one of them a name")
     if bare := [s for s in sources if not s.split]:
         if len(bare) < len(sources): raise StreamError(f"{bare[0].file}: has no split, though {len(sources) - len(bare):,} other recordings have")
-        split = {r["file"]: r["split"] for r in assign_splits(rows + _absent(sources, plan, cut), validation, test, seed=seed)}
+        split = {r["file"]: r["split"] for r in assign_splits(rows + _absent(sources, plan, counts), validation, test, seed=seed)}
         plan = [[row | {"split": split[row["file"]]} for row in part] for part in plan]
     return plan, failed
 
