@@ -154,7 +154,7 @@ def section(
 
 def made_by(folder:Path) -> str: # when, on what and in how long the notebooks ran
     kept, longest = (json.loads(path.read_text()) if (path := folder/name).exists() else {} for name in ("manifest.json", "reproduce.json"))
-    rows = [{"notebook": name, "seconds, last run": k["seconds"], "seconds, longest run": longest.get(name.replace(" table1_spklip", ""), ""), "seeds": len(k["seeds"]), "device": k["device"],
+    rows = [{"notebook": name, "seconds, last run": k["seconds"], "seconds, longest run": longest.get(name, ""), "seeds": len(k["seeds"]), "device": k["device"],
              "cores": k["cpus"], "commit": k["commit"] or "", "torch": k["packages"].get("torch", "")} for name, k in kept.items()]
     if not rows: return "<p>No run has left a manifest.</p>"
     return ("<p>What was computed before is read from a cache: a last run may take seconds, and the longest is nearest to what a notebook costs. "
