@@ -284,7 +284,8 @@ def seen_by_trunk(
 ) -> tuple:            # features of the shots with their views, of the others' clips, of the rest
     "What a frozen trunk says, from what is kept; with fresh norms it is another trunk for each draw."
     if not config.norms:
-        whole = stored_features(start, data, "train", config.views, config.train)
+        views = 0 if config.method == "zero-shot" else config.views # who learns from no shot needs none of them
+        whole = stored_features(start, data, "train", views, config.train)
         return whole[chosen], stored_features(start, data, split), whole[rest]
     see = lambda split, views, some: stored_features(start, data, split, views, config.train, chosen, some)
     return see("train", config.views, chosen), see(split, 0, None), see("train", 0, rest)

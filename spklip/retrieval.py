@@ -110,9 +110,9 @@ def bootstrap(
     draws:int=1000,
     seed:int=0,
 ) -> tuple:               # lower and upper end
-    "95 % interval of the models' mean; the same queries are drawn for all."
-    weights = resampled(len(found[0].above), groups, draws, seed)
-    values = torch.stack([metric(r, weights=weights) for r in found]).mean(0)
+    "95 % interval of the models' mean, over models and queries; the same queries are drawn for all."
+    weights, models = resampled(len(found[0].above), groups, draws, seed), resampled(len(found), None, draws, seed + 1)
+    values = (torch.stack([metric(r, weights=weights) for r in found], 1)*models).sum(1)/len(found) # [draws]
     return tuple(values.quantile(torch.tensor([.025, .975], dtype=values.dtype)).tolist())
 
 # %% ../nbs/08_retrieval.ipynb #5693c543

@@ -33,6 +33,8 @@ def test_a_clip_is_what_a_model_would_read_of_all():
     assert np.abs(rate - key.mean(0)/255).max() < 0.05
     for wrong in (dict(frames="some"), dict(fit="stretch"), dict(interpolate="guess")):
         with pytest.raises(ValueError, match=next(iter(wrong))): Encoding(24, 30, 10, **wrong)
+    for how in (Encoding(24, 30, 10), Encoding(24, 30, 10, interpolate="flow")): # 40 frames that a file's header calls 90
+        with pytest.raises(ValueError, match="400"): list(encode(iter(key), how, n=90))
 
 def test_convert_goes_on_past_bad_videos_and_does_only_what_is_missing(tmp_path):
     good, bad = film(tmp_path/"good.mp4", images()), tmp_path/"bad.avi"
@@ -80,7 +82,9 @@ def test_an_interrupted_conversion_ends_like_one_left_alone(tmp_path):
     assert (tmp_path/"again"/"metadata.jsonl").read_text() == (tmp_path/"alone"/"metadata.jsonl").read_text()
 
 def test_two_clips_of_one_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="share the name .a.: a and a"): convert([clip(light, "a", fps=25.), clip(light, "a", fps=25.)], tmp_path, HOW)
+    one = clip(light, "a", fps=25.)
+    for other in (one, clip(light, "a", fps=25.)):
+        with pytest.raises(ValueError, match="share the name .a.: a and a"): convert([one, other], tmp_path, HOW)
 
 def test_a_folder_of_one_class_names_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -334,6 +338,10 @@ def test_hmdb51_by_its_lists(small_hmdb51):
         assert all(len(h) == 1 for h in homes.values())
     with pytest.raises(StreamError, match="no lists"): hmdb51(small_hmdb51/"videos", small_hmdb51/"videos")
 
+def test_a_list_that_was_cut_is_named(tmp_path):
+    (tmp_path/"wave_test_split1.txt").write_text("a.avi 1\n\nb.avi\n")
+    with pytest.raises(StreamError, match="wave_test_split1.txt: line 3 is 'b.avi', expected VIDEO"): hmdb51(tmp_path, tmp_path)
+
 def test_ucf101_by_its_lists(tmp_path):
     names = [f"YoYo/v_YoYo_g{g:02}_c{c:02}.avi" for g in range(1, 7) for c in (1, 2)] + ["HandstandPushups/v_HandStandPushups_g01_c01.avi"]
     archive(tmp_path/"UCF-101", names)
@@ -353,6 +361,8 @@ def test_prompts_from_a_file(small_hmdb51, tmp_path):
     assert [c.prompt for c in with_prompts(other, tmp_path/"p.csv")] == ["a person jumps", "a person walks", "over", "under"]
     (tmp_path/"p.csv").write_text("brush hair,one\nBrushHair,two\n")
     with pytest.raises(StreamError, match="two sentences for BrushHair"): with_prompts(clips, tmp_path/"p.csv")
+    (tmp_path/"p.csv").write_text("wave,\xe9t\xe9\n", encoding="latin-1")
+    with pytest.raises(StreamError, match="p.csv: not UTF-8 at byte 5"): with_prompts(clips, tmp_path/"p.csv")
     (tmp_path/"p.csv").write_text("wave,waving\n")
     with pytest.raises(StreamError, match="no sentence for brush_hair"): with_prompts(clips, tmp_path/"p.csv")
 

@@ -1,5 +1,5 @@
 "The lab: parameters, cached runs, verdicts, manifests, and a whole `spklip reproduce` on a project of two cells."
-import hashlib, json, os, platform, signal, subprocess, sys, threading, time
+import hashlib, json, os, platform, signal, statistics, subprocess, sys, threading, time
 from dataclasses import make_dataclass
 import nbformat, pytest
 from hypothesis import given, settings, strategies as st
@@ -97,6 +97,13 @@ def test_a_folder_is_of_one_configuration(tmp_path):
     with pytest.raises(ValueError, match=r"of another run: its train.epochs is 3, not 4; more is None, not 1; name another"):
         runs.belongs(tmp_path/"run", dict(train=dict(epochs=4, lr=1e-3), seed=0, more=1))
     assert runs.differences(dict(a=[1, 2]), dict(a=[1, 2])) == []
+
+@pytest.mark.parametrize("n, t95", [(2, 12.706), (10, 2.262), (11, 2.228), (31, 2.042), (1001, 1.962)]) # from a table of Student's t
+def test_a_difference_of_any_number_of_seeds(n, t95):
+    apart = [float(i % 2) for i in range(n)]
+    mean, low, high = tables.difference(apart, [0.]*n)
+    assert (high - low)/2 == pytest.approx(t95*statistics.stdev(apart)/n**.5, rel=5e-4) and (low + high)/2 == pytest.approx(mean)
+    with pytest.raises(ValueError, match=f"{n} and 1 values"): tables.difference(apart, [0.])
 
 def test_who_waits_says_so(tmp_path, capsys):
     lock = lambda wait: runs.locked(tmp_path/".lock", "another process makes it", wait)

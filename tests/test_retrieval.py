@@ -93,6 +93,10 @@ def test_bootstrap_repeats_and_pairs():
     assert (low, high) == bootstrap(metric, found) != bootstrap(metric, found, seed=1)
     assert low <= np.mean([recall_at(f, 1) for f in found]) <= high
 
+def test_bootstrap_knows_that_models_differ():
+    good, bad = (ranks(sign*torch.eye(40), torch.arange(40)) for sign in (1., -1.))
+    assert bootstrap(partial(recall_at, k=1), [good, good]) == (1, 1) and bootstrap(partial(recall_at, k=1), [good, bad]) == (0, 1)
+
 def test_weights_count_queries():
     sim, _ = draw(9, 9, levels=4)
     found, counts = ranks(sim, torch.arange(9)), resampled(9, draws=5)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor
 from contextlib import closing, contextmanager
 from csv import reader
+from io import StringIO
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice
@@ -70,7 +71,7 @@ def encode(
     n:int|None=None,    # how many frames there are; None: `len(frames)`
 ):                      # yields packed bits, uint8 [n, bytes]
     "Video frames to spikes (A.8): every frame is exposed, whichever are kept."
-    keep = clip_index((len(frames) if n is None else n)*how.factor) if how.frames == "clip" else None
+    keep = clip_index((len(frames) if n is None else n)*how.factor) if how.frames == "clip" else None # numbers of spike frames
     if how.interpolate == "blend":
         yield from blend_spikes(frames, how.factor, how.theta, how.charge, seed, keep)
         return
@@ -78,6 +79,7 @@ def encode(
     for chunk in in_between(frames, how.factor, how.interpolate, how.device):
         yield camera.expose(chunk, packed=True)[kept(at, at + len(chunk))]
         at += len(chunk)
+    if keep is not None and keep[-1] >= at: raise StreamError(f"{at:,} spike frames, {keep[-1] + 1:,} or more expected: the video ends before its {n} frames")
 
 # %% ../../nbs/data/05_conversion.ipynb #22fd1546
 def _made_by(clip, how):
@@ -274,7 +276,8 @@ def convert(
     folder, failed, start = Path(folder).absolute(), {}, time.monotonic()
     named = {}
     for c in clips:
-        if (other := named.setdefault(c.name, c)) is not c: raise ValueError(f"two clips share the name {c.name!r}: {other.source} and {c.source}")
+        if c.name in named: raise ValueError(f"two clips share the name {c.name!r}: {named[c.name].source} and {c.source}")
+        named[c.name] = c
     interpolator(how.interpolate)  # a package that is missing is said now, not once a clip
     folder.mkdir(parents=True, exist_ok=True)
     with _sole_writer(folder) as turn, workers(jobs, backend, scheduler) as run:
@@ -340,11 +343,16 @@ def video_folder(
                       r["group"], r["split"], r["file"]) for r in assign_splits(rows, validation, test, seed=seed)]
 
 # %% ../../nbs/data/05_conversion.ipynb #ec738687
-def _listed(folder, pattern):
-    "Label and lines of the lists of a folder."
-    lists = sorted(Path(folder).rglob(pattern))
+def _listed(folder, pattern, *form):
+    "Name of the list and fields of each line, of the lists of a folder."
+    lists, found = sorted(Path(folder).rglob(pattern)), []
     if not lists: raise StreamError(f"{folder}: no lists named {pattern} in it")
-    return [(path.stem, line.split()) for path in lists for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for path in lists:
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if not (fields := line.split()): continue
+            if len(fields) < len(form): raise StreamError(f"{path}: line {number} is {line!r}, expected {' '.join(form)}")
+            found.append((path.stem, fields[:len(form)]))
+    return found
 
 def _official(rows, data, videos, validation, seed):
     "Clips of the listed videos that are there, and the names of those that are not."
@@ -367,7 +375,7 @@ def hmdb51(
     "HMDB51 by an official split: 70 clips a class to train and 30 to test."
     use = {"1": "train", "2": "test"}
     rows = [dict(file=name, label=stem.removesuffix(f"_test_split{split}"), split=use[number])
-            for stem, (name, number) in _listed(splits, f"*_test_split{split}.txt") if number in use]
+            for stem, (name, number) in _listed(splits, f"*_test_split{split}.txt", "VIDEO", "0|1|2") if number in use]
     return _official(rows, "HMDB51", videos, validation, seed)
 
 def ucf101(
@@ -378,8 +386,8 @@ def ucf101(
     seed:int=0,              # of the validation
 ) -> tuple[list[VideoClip], list[str]]: # clips for `convert`, and the names of listed videos that are not there
     "UCF101 by an official split: its 25 groups a class are 18 to train and 7 to test."
-    rows = [dict(file=Path(line[0]).name, label=Path(line[0]).parent.name, split=use)
-            for use in ("train", "test") for _, line in _listed(splits, f"{use}list{split:02}.txt")]
+    rows = [dict(file=Path(name).name, label=Path(name).parent.name, split=use)
+            for use in ("train", "test") for _, (name,) in _listed(splits, f"{use}list{split:02}.txt", "CLASS/VIDEO")]
     return _official(rows, "UCF101", videos, validation, seed)
 
 # %% ../../nbs/data/05_conversion.ipynb #fbc2e871
@@ -387,10 +395,11 @@ def with_prompts(
     clips:list[VideoClip],  # of any source
     path,                   # a CSV file: class, sentence; "Brush hair", "brush_hair" and "BrushHair" are one class
 ) -> list[VideoClip]:       # the same, with those sentences as prompts and captions
-    "Put a sentence in the place of each class name. Raises `StreamError` for a class that has none, or two."
+    "Put a sentence in the place of each class name. Raises `StreamError` for a class that has none, or two, and for a file that is not UTF-8."
     plain, said = lambda name: re.sub(r"[\W_]+", "", name.casefold()), {}
-    with open(path, encoding="utf-8-sig", newline="") as f:
-        for line in reader(f):
-            if len(line) > 1 and said.setdefault(plain(line[0]), line[1].strip()) != line[1].strip(): raise StreamError(f"{path}: two sentences for {line[0]}")
+    try: text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as e: raise StreamError(f"{path}: not UTF-8 at byte {e.start:,}") from None
+    for line in reader(StringIO(text, newline="")):
+        if len(line) > 1 and said.setdefault(plain(line[0]), line[1].strip()) != line[1].strip(): raise StreamError(f"{path}: two sentences for {line[0]}")
     if lacking := sorted({c.label for c in clips if not said.get(plain(c.label))}): raise StreamError(f"{path}: no sentence for {', '.join(lacking)}")
     return [replace(c, prompt=said[plain(c.label)], caption=said[plain(c.label)]) for c in clips]
