@@ -436,7 +436,7 @@ def bench(args) -> None:
     import pandas as pd
     from spklip.bench import bench, changes, write_bench
     from spklip.lab.notebooks import root
-    columns = ["case", "who", "what", "ms", "least", "most"]
+    columns = ["case", "who", "what", "ms", "lower", "upper"]
     try: earlier = pd.read_csv(args.against)[columns] if args.against else None # before minutes are spent
     except (ValueError, KeyError): raise ValueError(f"{args.against}: no table of `spklip bench`; its columns are {', '.join(columns)} and more") from None
     rows, rates = bench(args.only, args.small, args.device, lambda line: print(line, flush=True))
