@@ -30,8 +30,9 @@ notebooks: $(READY)  ## run every notebook in place on its stored preset, then R
 readme: $(READY)  ## write README.md from nbs/index.ipynb
 	@$(VENV)/bin/python -c "from spklip.lab.notebooks import *; print(readme())"
 
-clean:  ## forget cached runs and generated data (not the outputs)
-	rm -rf runs data
+TEN := $(subst x,[0-9a-f],xxxxxxxxxx)
+clean:  ## forget cached runs and drawn data, whose names end in a hash (not the outputs, nor what has a name of yours)
+	rm -rf runs/*-$(TEN) data/*-$(TEN)
 
 $(READY): pyproject.toml constraints.txt
 	@tools/setup $(VENV)

@@ -398,7 +398,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     there = from_all([(folder/"model"/"history.json").exists(), *sorted(e.name for e in folder.glob("epoch-*"))])
     if any(found != there[0] for found in there): raise ValueError(f"{folder}: all processes have to see one folder, but in it they find {there}")
-    belongs(folder, run_of(preset, data, seed, start))
+    if (folder/"config.json").exists(): belongs(folder, run_of(preset, data, seed, start))
     if not there[0][0]:
         with locked(folder/".training", f"{folder}: another process trains here") if accelerator.is_main_process else nullcontext(): go_on(preset, data, folder, seed, start, progress, accelerator)
     return folder/"model"
@@ -415,6 +415,7 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
     loader = train_loader(train, config)
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=train.height, width=train.width), train, start).to(accelerator.device)
+    belongs(folder, run_of(preset, data, seed, start)) # not before there is a model: what was refused has no claim on a folder
     if processes() > 1: join_norms(core)
     core.frugal = config.frugal
     if config.compiled: core.hsfe.compile(); core.star_net.trunk.compile()

@@ -1,5 +1,5 @@
 "The spklip command: help, numbers, pictures, and errors of one line with exit code 2."
-import argparse, json, shlex, subprocess, sys
+import argparse, json, os, shlex, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
@@ -104,10 +104,12 @@ SIZE = "--height", "6", "--width", "7"
     (("info", "empty.dat", *SIZE), "0 bytes"),
     (("info", "clip.dat", "--height", "0", "--width", "7"), "'0' is no whole number of 1 or more"),
     (("view", "clip.dat", *SIZE, "--frame", "260"), "no frame 260, it has 0 to 259"),
+    (("view", "clip.dat", *SIZE, "--scale", "100000"), "--scale 100000 makes 420,000,000,000 pixels of a picture, at most 100,000,000 fit"),
     (("view", "clip.dat", *SIZE, "--out", "v.jpg"), "a view is a .png or a .gif"),
-    (("view", "clip.dat", *SIZE, "--out", "no/such/v.png"), "no/such/v.png"),
     (("data", "check", "."), "metadata.jsonl"),
     (("data", "weizmann", "out", "--source", "absent.npz"), "--source absent.npz: no such file"),
+    (("data", "weizmann", "out", "--source", "clip.dat"), "clip.dat: no .npz of silhouettes, or a broken one"),
+    (("data", "spike-actions", "out", "--seed", "-1"), "'-1' is no whole number of 0 or more"),
     (("data", "arid", "out", "--source", "absent"), "--source absent: no such folder"),
     (("data", "spike-actions", "out", "--preset", "huge"), "invalid choice: 'huge'"),
     (("convert", "absent.avi", "--out", "made"), "absent.avi"),
@@ -139,11 +141,29 @@ def test_debug_shows_where(dat, monkeypatch):
     monkeypatch.setenv("SPKLIP_DEBUG", "1")
     with pytest.raises(ValueError): cli.main(["info", dat])
 
-def test_ctrl_c(dat, capsys, monkeypatch):
-    def stopped(args): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, "recording", stopped)
-    assert cli.main(["info", dat]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+@pytest.mark.parametrize("error, code, says", [(KeyboardInterrupt, 130, "stopped"), (BrokenPipeError, 141, "stopped, since nobody reads what it prints")])
+def test_stopped(dat, capsys, monkeypatch, error, code, says):
+    "Only who keeps what was made says that it goes on."
+    def stopped(*args): raise error
+    monkeypatch.setattr(cli, "recording", stopped); monkeypatch.setattr(cli, "check", stopped)
+    assert cli.main(["data", "check", "."]) == code and capsys.readouterr().err.strip() == f"spklip data: {says}; the same command goes on from here"
+    assert cli.main(["info", dat]) == code and "goes on" not in capsys.readouterr().err
+
+@pytest.mark.parametrize("where, code, says", [("/dev/full", 2, "no space left on device"), ("pipe", 141, "")])
+def test_what_cannot_be_printed_is_no_success(dat, where, code, says):
+    "A full disk, a pipe whose reader left; both seen only when what was buffered is written."
+    read, write = os.pipe() if where == "pipe" else (None, os.open(where, os.O_WRONLY))
+    if read: os.close(read)
+    done = subprocess.run([sys.executable, "-c", "import sys; from spklip.lab.cli import main; sys.exit(main())", "info", dat, *SIZE], stdout=write, stderr=subprocess.PIPE, text=True,
+                          env=os.environ | {"PYTHONPATH": str(root())})
+    os.close(write)
+    assert done.returncode == code and says in done.stderr and "Exception ignored" not in done.stderr
+
+def test_a_picture_that_was_there_stays_where_a_view_is_stopped(dat, monkeypatch):
+    Path("v.gif").write_bytes(b"of before")
+    def stopped(self, file, **how): Path(file).write_bytes(b"half"); raise KeyboardInterrupt
+    monkeypatch.setattr(Image.Image, "save", stopped)
+    assert cli.main(["view", dat, *SIZE, "--out", "v.gif"]) == 130 and Path("v.gif").read_bytes() == b"of before"
 
 def test_a_model_the_whole_way(tmp_path, monkeypatch, capsys):
     "data, train, evaluate, classify on a preset smaller than smoke; training again finds the model there."
@@ -202,7 +222,8 @@ def test_clips_that_failed_are_told(tmp_path, monkeypatch, capsys):
 def test_a_start_is_looked_for_at_once_and_from_here(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert "mine: no model here" in fails(capsys, "reproduce", "--start", "mine")
-    (tmp_path/"mine").mkdir(); (tmp_path/"mine"/"config.json").touch()
+    for place in ("mine", "run/model"): (tmp_path/place).mkdir(parents=True); (tmp_path/place/"model.safetensors").touch()
+    assert "run: no model here; there is one in run/model" in fails(capsys, "reproduce", "--start", "run")
     assert "give them a --name" in fails(capsys, "reproduce", "--start", "mine") # or the main results would be lost
     values, _ = cli.on_own_data(cli.parser().parse_args(["reproduce", "--start", "mine", "--name", "trial"]))
     assert values == {"start": str(tmp_path/"mine"), "name": "trial"}

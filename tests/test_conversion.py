@@ -393,15 +393,22 @@ def test_commands_that_cannot_be(tmp_path, monkeypatch, capsys, words, says):
     monkeypatch.chdir(tmp_path)
     assert cli.main(words.split()) == 2 and says in capsys.readouterr().err
 
-def test_the_real_lists(tmp_path):
+def test_the_real_lists(tmp_path, monkeypatch):
+    "Classes and clips by split, where all listed videos are there; none lost where none is."
     lists = real_data("splits")
     if lists is None: pytest.skip("the lists are not here")
     (tmp_path/"one.avi").touch()
+    every = {Path(line.split()[0]) for path in lists.rglob("*list*.txt") for line in path.read_text().splitlines() if line.strip()}
+    every |= {Path(line.split()[0]) for path in lists.rglob("*_test_split*.txt") for line in path.read_text().splitlines() if line.strip()}
     for split in (1, 2, 3):
-        for source, name, classes, train, test in ((hmdb51, "hmdb51_splits", 51, 3570, 1530), (ucf101, "ucf101_splits", 101, None, None)):
-            rows = conversion._listed(lists/name, f"*_test_split{split}.txt") if source is hmdb51 else None
+        for source, name, classes, all_of_it, test in ((hmdb51, "hmdb51_splits", 51, 5100, 1530), (ucf101, "ucf101_splits", 101, 13320, (3783, 3734, 3696)[split - 1])):
             clips, missing = source(tmp_path, lists/name, split)
-            assert clips == [] and len(missing) == len(set(missing)) == (5100 if source is hmdb51 else 13320)
+            assert clips == [] and len(missing) == len(set(missing)) == all_of_it
+            with monkeypatch.context() as here:
+                here.setattr(conversion, "_videos", lambda folder: every)
+                clips, missing = source(tmp_path, lists/name, split)
+            counts = Counter(c.split for c in clips)
+            assert missing == [] and len({c.label for c in clips}) == classes and counts["test"] == test and counts["train"] + counts["validation"] == all_of_it - test
 
 def arid_videos():
     "Both official lists of ARID, 150 and 96 videos, as plain clips."

@@ -234,6 +234,13 @@ def test_errors_come_first(data, tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json is missing: .* is no SPKLIP model"): fit(TINY, data, tmp_path/"x", start=tmp_path, progress=False)
 
 
+def test_what_was_refused_has_no_claim_on_a_folder(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "new_model", lambda *how: (_ for _ in ()).throw(ValueError("another size")))
+    with pytest.raises(ValueError, match="another size"): fit(TINY, data, tmp_path/"run", progress=False)
+    monkeypatch.undo()
+    assert fit(TINY, data, tmp_path/"run", seed=1, progress=False).is_dir()
+
+
 def test_a_folder_belongs_to_one_run(data, tmp_path):
     once = replace(TINY, train=replace(TINY.train, epochs=1, batch_size=8))
     model = fit(once, data, tmp_path/"run", progress=False, device="cpu")

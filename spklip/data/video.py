@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from zipfile import BadZipFile
 import av
 import numpy as np
 from .datasets import assign_splits
@@ -227,7 +228,9 @@ def weizmann(
     seed:int=0,         # of the split of actors (5 train, 1 validation, 3 test) and of all draws
 ) -> list[VideoClip]:   # for `convert`
     "The Weizmann actions, whole and with unseen actors in the test."
-    with np.load(npz) as z: keys = sorted(z.files)
+    try:
+        with np.load(npz) as z: keys = sorted(z.files)
+    except (ValueError, TypeError, EOFError, BadZipFile) as e: raise StreamError(f"{npz}: no .npz of silhouettes, or a broken one ({type(e).__name__})") from None
     rows = [dict(file=k, group=k.split("_")[0], label=re.sub(r"(?<=run|kip|alk)\d$", "", k.split("_")[1])) for k in keys]
     return [VideoClip(partial(silhouette_view, npz=str(npz), key=r["file"], copy=i, seconds=seconds, seed=seed), f"{r['file']}_{i}", r["label"],
                       WEIZMANN[r["label"]], WEIZMANN[r["label"]], r["group"], r["split"], "Weizmann", 25.0)

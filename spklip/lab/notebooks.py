@@ -74,15 +74,23 @@ def run_notebook(
     live:bool=False, # show what the cells print while they run
     **parameters,    # values for the notebook's parameters
 ) -> Path:           # the executed copy
-    "Run a notebook from the project's top with papermill. Raises ValueError for unknown parameters, papermill's error when a cell fails."
+    """Run a notebook from the project's top with papermill; where it is stopped, the copy that was there stays.
+
+    Raises ValueError for unknown parameters, papermill's error when a cell fails: then the copy shows where."""
     import nbformat, papermill # here, because they take seconds to import
     check_parameters(path, parameters)
-    out = Path(out); out.parent.mkdir(parents=True, exist_ok=True)
+    out, part = Path(out), Path(out).with_name(f".{Path(out).name}"); out.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found") # tqdm's, and stored with the path it is installed in
     shown = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if live else {}
-    papermill.execute_notebook(str(path), str(out), parameters=parameters, cwd=str(root()), progress_bar=False,
-                                extra_arguments=["--IPKernelApp.log_level=CRITICAL"], **shown) # else each run warns about TCP
-    nbformat.write(without_traces(stored(out)), out)
+    try:
+        papermill.execute_notebook(str(path), str(part), parameters=parameters, cwd=str(root()), progress_bar=False,
+                                   extra_arguments=["--IPKernelApp.log_level=CRITICAL"], **shown) # else each run warns about TCP
+        nbformat.write(without_traces(stored(part)), part)
+        os.replace(part, out)
+    except papermill.PapermillExecutionError as error:
+        if error.ename != "KeyboardInterrupt": os.replace(part, out)
+        raise
+    finally: part.unlink(missing_ok=True)
     return out
 
 # %% ../../nbs/lab/00_notebooks.ipynb #8ec0930b

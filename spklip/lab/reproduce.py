@@ -85,7 +85,7 @@ def left_over(
 ) -> float|None:   # seconds; None where a step is not known
     "How long the rest will take."
     if any(name not in known for name in to_come): return None
-    done = [name for name in took if name in known]
+    done = [name for name in took if took[name] > known.get(name, float("inf"))/2] # the others were read from the cache
     pace = sum(took[n] for n in done)/max(sum(known[n] for n in done), 1e-9) if done else 1.
     return pace*sum(known[name] for name in to_come)
 
@@ -97,15 +97,15 @@ def run_steps(
     out = root()/"outputs"/preset
     kept, took, began = out/"reproduce.json", {}, time.time()
     read = lambda: json.loads(kept.read_text()) if kept.exists() else {}
-    known = read()
+    before = read()
     for i, step in enumerate(steps):
-        left = left_over(took, known, [s.name for s in steps[i:]])
+        left = left_over(took, before, [s.name for s in steps[i:]])
         print(f"[{i + 1}/{len(steps)}] {step.name}, " + ", ".join(f"{k} {v}" for k, v in step.parameters().items())
               + f"; {(time.time() - began)/60:.0f} min so far" + (f", about {left/60:.0f} to go" if left is not None else ""), flush=True)
         start = time.time()
         run_notebook(step.notebook, out/"notebooks"/f"{Path(step.name).name}.ipynb", live=True, **step.parameters())
         took[step.name] = time.time() - start
-        known |= read() # another process may have run other steps meanwhile
+        known = read() # another process may have run other steps meanwhile
         known[step.name] = round(max(took[step.name], known.get(step.name, 0)), 1) # a run from the cache tells nothing of one without
         write_json(kept, dict(sorted(known.items())))
     print(f"{len(steps)} notebooks in {(time.time() - began)/60:.0f} min; all of it: {write_report(preset).relative_to(root())}")

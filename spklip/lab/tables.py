@@ -46,6 +46,7 @@ def row(
 ) -> dict:                       # a row of a table
     "One row: the paper's number, our mean, standard deviation (n-1) and number of seeds, data, status."
     values = [] if ours is None else [float(v) for v in (ours if isinstance(ours, (list, tuple)) else [ours])]
+    if ours is not None and not values: raise ValueError(f"{what}: no values; None is for what was not measured")
     if any(map(isnan, values)): raise ValueError(f"{what}: {values} holds what is no number")
     mean = fmean(values) if values else None
     if tolerance is None and paper and paper.std: tolerance = 2*paper.std
