@@ -480,6 +480,7 @@ def seed(
     if not text.isdigit(): raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
     return int(text)
 
+# %% ../../nbs/lab/04_cli.ipynb #5f9346b8
 def add(commands, run, example, **options) -> argparse.ArgumentParser:
     "One subcommand named after its function."
     does = run.__doc__.split(": ", 1)[1]
@@ -671,6 +672,7 @@ def one_line(
     if isinstance(error, OSError) and error.strerror: return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror
     return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
+# %% ../../nbs/lab/04_cli.ipynb #5f9346b7
 RESUMED = {"data", "convert", "slice", "train", "index", "search", "reproduce"} # commands that keep what they have made
 
 def let_go() -> None:
