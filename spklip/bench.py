@@ -349,7 +349,7 @@ def searching(folder:Path, small:bool, device:str, n:int=100_000) -> Case:
         x = rng.standard_normal((min(50_000, n - first), dim), np.float32)
         file[first:first + len(x)] = x/np.linalg.norm(x, axis=1, keepdims=True)
     file.flush()
-    gallery = np.load(path, mmap_mode="r")
+    gallery = np.load(path, mmap_mode="c") # as an Index has it
     queries = F.normalize(torch.from_numpy(rng.standard_normal((64, dim), np.float32)), dim=1)
     def reference():
         best = (queries @ torch.from_numpy(np.array(gallery)).T).topk(10)

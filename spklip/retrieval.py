@@ -168,8 +168,9 @@ def search(
     best, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for first in range(0, len(gallery), block):
         part = gallery[first:first + block]
-        part = (part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))).float().cpu() # now it is in memory
-        rough, lengths = queries @ part.T, part.norm(dim=1)
+        if not isinstance(part, Tensor): part = torch.from_numpy(part if part.flags.writeable else part.copy()) # torch takes no read-only arrays
+        part = part.float().cpu()
+        rough, lengths = (part @ queries.T).T.contiguous(), part.norm(dim=1) # the tall one first: twice as fast as queries @ part.T
         if not lengths.isfinite().all(): raise ValueError(f"row {first + int((~lengths.isfinite()).nonzero()[0])} of the gallery holds what is no finite number, or too large a one")
         # 32 bits choose who is looked at, 64 decide: the order must not hang on how a block is summed
         slack = queries.shape[1]*2**-23*queries.norm(dim=1)*lengths.max()
@@ -223,7 +224,7 @@ def open_index(
     folder = Path(folder)
     if not (folder/"index.json").is_file(): raise FileNotFoundError(f"{folder}: no index here; `spklip index` makes one")
     try:
-        said, embeddings = json.loads((folder/"index.json").read_text()), np.load(folder/"embeddings.npy", mmap_mode="r")
+        said, embeddings = json.loads((folder/"index.json").read_text()), np.load(folder/"embeddings.npy", mmap_mode="c") # what is written stays here
         if embeddings.ndim != 2 or len(embeddings) != len(said["files"]): raise ValueError(f"{len(said['files'])} files, embeddings {list(embeddings.shape)}")
         return Index(folder, dict(said["of"]), said["files"], embeddings)
     except (ValueError, KeyError, TypeError, OSError, EOFError) as e: raise ValueError(f"{folder}: no readable index ({type(e).__name__}: {e})") from None
