@@ -159,6 +159,13 @@ def test_what_cannot_be_printed_is_no_success(dat, where, code, says):
     os.close(write)
     assert done.returncode == code and says in done.stderr.lower() and "Exception ignored" not in done.stderr
 
+def test_help_that_nobody_reads():
+    read, write = os.pipe(); os.close(read)
+    done = subprocess.run([sys.executable, "-c", "import sys; from spklip.lab.cli import main; sys.exit(main())", "--help"], stdout=write, stderr=subprocess.PIPE, text=True,
+                          env=os.environ | {"PYTHONPATH": str(root())})
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
 def test_a_picture_that_was_there_stays_where_a_view_is_stopped(dat, monkeypatch):
     Path("v.gif").write_bytes(b"of before")
     def stopped(self, file, **how): Path(file).write_bytes(b"half"); raise KeyboardInterrupt

@@ -91,6 +91,23 @@ def test_workers_keep_runs_where_the_caller_does(tmp_path, monkeypatch):
         runs.side_by_side(note_where, {k: (f"{place}{k}",) for k in "123456"}, at_once=2)
         assert sorted(r["result"] for r in runs.finished()) == [f"{place}{k}" for k in "123456"]
 
+def beat(path):
+    for _ in range(1200):
+        with path.open("a") as f: f.write("x")
+        time.sleep(.05)
+
+def fail_beside(path):
+    while not path.exists(): time.sleep(.05)
+    raise ValueError("no good")
+
+def test_what_fails_stops_the_others(tmp_path):
+    "Also a process that dies, as one that the system takes the memory from."
+    heart = tmp_path/"beats"
+    with pytest.raises(ValueError, match="no good"): runs.side_by_side(lambda work, path: work(path), {"good": (beat, heart), "bad": (fail_beside, heart)}, at_once=2)
+    beats = heart.stat().st_size; time.sleep(.5)
+    assert heart.stat().st_size == beats
+    with pytest.raises(RuntimeError, match="a process died, of 2"): runs.side_by_side(os._exit, {"gone": (1,), "too": (1,)}, at_once=2)
+
 def test_a_folder_is_of_one_configuration(tmp_path):
     config = dict(train=dict(epochs=3, lr=1e-3), seed=0)
     for _ in range(2): runs.belongs(tmp_path/"run", config)

@@ -684,7 +684,8 @@ def main(
     argv:list[str]|None=None, # arguments; those of the process when None
 ) -> int:                     # exit code
     "The `spklip` command."
-    args = parser().parse_args(argv)
+    try: args = parser().parse_args(argv)
+    finally: let_go() # --help may have nobody who reads it
     goes_on = "; the same command goes on from here" if args.command in RESUMED else ""
     try:
         code = args.run(args) or 0
