@@ -141,6 +141,10 @@ class SensorNoise:
     line_current: float = 0.5 # charge a pixel of such a row collects a frame on top of d
     seed: int = 0             # which sensor
 
+    def __post_init__(self):
+        if wrong := [f"{name}={value}" for name, value in vars(self).items() if not 0 <= value < math.inf]: raise ValueError(f"{', '.join(wrong)}: 0 or more expected")
+        if self.dead + self.hot > 1 or self.lines > 1: raise ValueError(f"dead={self.dead}, hot={self.hot}, lines={self.lines}: shares of all pixels and of all rows")
+
     def pattern(self,
         height:int,  # H
         width:int,   # W
@@ -346,14 +350,13 @@ class SpikeCamera:
 
         Raises `TypeError` for another dtype, `ValueError` for light that is negative or not finite and for a chunk unlike the first."""
         check_light(intensity)
-        sees = tuple(intensity.shape[1:]), Tensor if isinstance(intensity, Tensor) else np.ndarray, intensity.dtype
-        if self.sees is None: self.pixels, self.sees = lay_out(intensity, self.theta, self.start, self.noise, self.seed), sees
-        if sees != self.sees: raise ValueError(f"the first chunk was {self.sees}, this one is {sees}")
-        charge, theta, noise = self.pixels
+        sees = tuple(intensity.shape[1:]), Tensor if isinstance(intensity, Tensor) else np.ndarray, intensity.dtype, str(getattr(intensity, "device", "cpu"))
+        if self.sees and sees != self.sees: raise ValueError(f"the first chunk was {self.sees}, this one is {sees}")
+        charge, theta, noise = self.pixels if self.sees else lay_out(intensity, self.theta, self.start, self.noise, self.seed)
         charge = charge + 0  # a copy: a chunk that is refused leaves the camera as it was
         out, wrong = integrate(intensity, charge, theta, noise, self.frame, packed)
         if wrong: raise ValueError("intensity holds values that are negative or not finite")
-        self.pixels, self.frame = (charge, theta, noise), self.frame + len(intensity)
+        self.pixels, self.sees, self.frame = (charge, theta, noise), sees, self.frame + len(intensity)
         return out
 
 # %% ../nbs/00_spike_camera.ipynb #0d3b4856

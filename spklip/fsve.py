@@ -187,6 +187,7 @@ class IntegerLIF(nn.Module):
         self.decay, self.quantum, self.levels = config.decay, config.threshold, levels
 
     def forward(self, current:Tensor, steps:int|None=None) -> Tensor: # x [T,...], or [1,...] that stays for `steps` -> [T,...], 0, theta, ... levels*theta
+        if len(current) not in (1, steps or len(current)): raise ValueError(f"a current of {len(current)} steps for {steps}: as many expected, or one that stays")
         currents = current.unbind()*(steps or 1) if len(current) == 1 else current.unbind()
         if len(currents) > 1: currents = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in currents] # in 16 bits a membrane would forget small currents
         u, spikes = currents[0], [Rounded.apply(currents[0], self.quantum, self.levels)]
@@ -443,7 +444,7 @@ def inherit(
     old_star_net:STARNet,     # trained
     blocks:Tensor,            # sub-blocks to scale by, [n,61,H,W]
 ) -> None:
-    "Let a spiking encoder start from an ANN's weights. Raises ValueError for a tower, whose convolutions have no normalisation."
+    "Let a spiking encoder start from an ANN's weights, but for SA, whose spikes gate anew. Raises ValueError for a tower, whose convolutions have no normalisation."
     if len(hsfe.tower): raise ValueError("an encoder with a residual tower cannot start from an ANN: its tower has no normalisation to scale")
     trunk, old, reach = star_net.trunk, old_star_net.trunk, hsfe.fsve.reach
     normalisations = [m for part in (hsfe, star_net) for m in part.modules() if isinstance(m, TDBN)]
@@ -469,8 +470,8 @@ def firing(
     sums, hooks = {}, []
     def listen(name, quantum, levels):
         def hook(layer, _, out):
-            counts = out.detach()/quantum
-            others = (counts != counts.round()) | (counts < 0) | (counts > levels)
+            counts = (out.detach()/quantum).round()
+            others = (out != counts*quantum) | (counts < 0) | (counts > levels)
             if others.any(): raise ValueError(f"{name}: sends on {out[others][:3].tolist()}, which are no spikes")
             spikes, neurons = sums.get(name, (0, 0))
             sums[name] = spikes + counts.double().sum().item(), neurons + counts.numel() # calls may differ in size

@@ -92,6 +92,7 @@ class TextEncoder(nn.Module):
     "BERT, the mean of its tokens, the text projection (section 3.4); or, `released`, its causal kin, read at the largest id."
     def __init__(self, config:TextConfig, embed_dim:int, tokenizer:Tokenizer):
         super().__init__()
+        tokenizer = Tokenizer.from_str(tokenizer.to_str()) # its own: where it cuts is not another encoder's business
         self.config, self.tokenizer = config, tokenizer
         if tokenizer.get_vocab_size() > config.vocab_size:
             raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} pieces, the encoder vocab_size={config.vocab_size}")
@@ -327,7 +328,7 @@ class SPKLIP(nn.Module):
         return self.logit_scale.clamp(max=math.log(100)).exp()
 
     def spikes(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> spikes, on the model's device
-        return as_spikes(video.to(self.logit_scale.device, non_blocking=True), self.config)
+        return as_spikes(video.to(self.logit_scale.device, non_blocking=self.logit_scale.is_cuda), self.config) # what comes from a GPU is waited for
 
     def features(self, video:Tensor) -> Tensor: # -> one vector a sub-block, [B,N,D]
         "What MAPResNet says of each sub-block; micro-batched in HSFE, and through the trunk too where it does not train."

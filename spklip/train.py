@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored',
            'where_it_may_mirror', 'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16',
-           'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'segments_of', 'save_epoch', 'load_epoch', 'sizes',
-           'new_model', 'only', 'hold_out', 'to_watch', 'train_loader', 'one_for_all', 'fit', 'go_on', 'model_digest',
-           'run_of', 'train_and_test', 'at_once', 'train_all']
+           'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'segments_of', 'epoch_of', 'save_epoch',
+           'load_epoch', 'sizes', 'new_model', 'only', 'hold_out', 'to_watch', 'train_loader', 'one_for_all', 'fit',
+           'go_on', 'model_digest', 'bert_digest', 'run_of', 'train_and_test', 'at_once', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -34,14 +35,14 @@ from tqdm import tqdm
 
 from .camera import raise_threshold
 from .data.datasets import SpikeDataset, read_metadata
-from .data.frames import open_clips
+from .data.frames import GreyVideo, open_clips
 from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
 from .lab.processes import Share, accelerator_on, device_of, from_all, join_norms, joined, process, processes, share_of
 from .lab.runs import belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
-from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, bound_scale, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
+from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, bert_folder, bound_scale, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
 
 # %% ../nbs/04_train.ipynb #005eaa98
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class TrainConfig:
         if not 0 <= self.warmup < 1: raise ValueError(f"warmup={self.warmup}: a share of the steps, 0 or more and less than 1")
         if self.targets not in TARGETS: raise ValueError(f"targets={self.targets!r}: one of {', '.join(TARGETS)} expected")
         if self.thresholds < 1: raise ValueError(f"thresholds={self.thresholds}: 1 or more times the camera's")
+        shares = {name: getattr(self, name) for name in ("prompts", "shift", "flip", "hold_out")}
+        if wrong := [f"{name}={share}" for name, share in shares.items() if not 0 <= share <= 1]: raise ValueError(f"{', '.join(wrong)}: shares, 0 to 1")
 
 @dataclass(frozen=True)
 class Preset:
@@ -284,6 +287,9 @@ def segments_of(
     return -(-model.hsfe.frames//10)
 
 # %% ../nbs/04_train.ipynb #8e6f5407
+def epoch_of(folder:Path) -> int: # `epoch-NNN` -> complete epochs
+    return int(folder.name.removeprefix("epoch-"))
+
 def save_epoch(folder:Path, model:SPKLIP, optimizer, history:list) -> None:
     "Write `epoch-NNN`, whole or not at all, then drop the epochs before it."
     target, part = folder/f"epoch-{len(history):03d}", folder/"epoch.part"
@@ -291,28 +297,33 @@ def save_epoch(folder:Path, model:SPKLIP, optimizer, history:list) -> None:
     model.save_pretrained(part)
     save_file({f"{i}.{k}": v.contiguous() for i, state in optimizer.state_dict()["state"].items() for k, v in state.items()}, part/"optimizer.safetensors")
     (part/"history.json").write_text(json.dumps(history, indent=1) + "\n")
+    for file in part.iterdir(): # where the power fails, it is the epoch before that is left
+        with open(file, "rb") as f: os.fsync(f.fileno())
     part.rename(target)
     for old in folder.glob("epoch-*"):
         if old != target: shutil.rmtree(old)
 
 def load_epoch(folder:Path, model:SPKLIP, optimizer) -> list: # the history; empty when there is no epoch yet
     "Go on from the last complete epoch in `folder`, if there is one."
-    if not (found := sorted(folder.glob("epoch-*"))): return []
-    model.load_state_dict(SPKLIP.from_pretrained(found[-1]).state_dict())
+    if not (last := max(folder.glob("epoch-*"), key=epoch_of, default=None)): return []
+    stored = SPKLIP.from_pretrained(last)
+    if stored.text.tokenizer.to_str() != model.text.tokenizer.to_str(): raise ValueError(f"{last}: trained with other words than those of today; name another folder")
+    model.load_state_dict(stored.state_dict())
     state, kept = optimizer.state_dict(), {}
-    for key, value in load_file(found[-1]/"optimizer.safetensors").items():
+    for key, value in load_file(last/"optimizer.safetensors").items():
         i, name = key.split(".")
         kept.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict(dict(state, state=kept))
     for p, moments in optimizer.state.items(): # they lie in memory as their weight does, or each step takes longer
         for name in moments.keys() - {"step"}: moments[name] = torch.empty_like(p).copy_(moments[name])
-    return json.loads((found[-1]/"history.json").read_text())
+    return json.loads((last/"history.json").read_text())
 
 # %% ../nbs/04_train.ipynb #8e6f5408
 def sizes(c:SPKLIPConfig) -> dict: # as `differences` compares them
-    "What weights must fit; not how they start, nor dropout, nor what a pretrained text encoder brings."
+    "What weights must fit; not how they start, nor dropout, nor what a pretrained text encoder brings; of baselines the sensor too, whose pixels have weights of their own."
     text = TextConfig(pretrained=c.text.pretrained, tuned=c.text.tuned) if c.text.pretrained else replace(c.text, dropout=0.)
-    return plain(dict(hsfe=replace(c.hsfe, exposures=True), star_net=replace(c.star_net, dropout=0.), baseline=c.baseline, text=text))
+    sensor = dict(height=c.height, width=c.width) if c.baseline else {}
+    return plain(dict(hsfe=replace(c.hsfe, exposures=True), star_net=replace(c.star_net, dropout=0.), baseline=c.baseline, text=text, **sensor))
 
 def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) -> SPKLIP:
     """A model from scratch, its words from the training captions or as `config.text` asks; or the one in `start`, an ANN's weights put into spikes.
@@ -377,7 +388,7 @@ def one_for_all(folder:Path, epoch:int): # of the run; counts from 0
     try:
         with stopped_by_sigterm(RuntimeError("the launcher stops it")): yield
     except RuntimeError as error:
-        kept = max((int(e.name.removeprefix("epoch-")) for e in folder.glob("epoch-*")), default=0) # written, not just trained
+        kept = max(map(epoch_of, folder.glob("epoch-*")), default=0) # written, not just trained
         raise RuntimeError(f"process {process()} of {processes()} ends in epoch {epoch + 1} ({str(error).splitlines()[0]}); "
                            f"{kept} complete epochs are kept, and the same command goes on from there") from error
 
@@ -408,6 +419,8 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
     "Train from the last complete epoch to the end."
     main, segments = accelerator.is_main_process, segments_of(preset.model)
     train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), preset.train.hold_out)
+    if not len(train): raise ValueError(f"{data}: hold_out={preset.train.hold_out} keeps back every clip there is to train on")
+    if preset.train.thresholds > 1 and isinstance(train, GreyVideo): raise ValueError(f"{data}: thresholds={preset.train.thresholds} is for spikes, these clips are grey video")
     watched = to_watch(data, preset)
     if main and watched.rows[0]["split"] == "train": print(f"{data}: no validation split, so the accuracies told are those of training clips kept back", flush=True)
     config = where_it_may_mirror(preset.train, train.prompts)
@@ -425,7 +438,9 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
         began = time.perf_counter()
         with one_for_all(folder, epoch):
             loss = train_epoch(model, optimizer, loader, config, accelerator, seed, epoch, progress and main)
-            if not math.isfinite(loss): raise ValueError(f"{folder}: the loss of epoch {epoch + 1} is {loss}; a rate below lr={config.lr:g} may help. The epochs before it are kept")
+            wrong = "" if all(p.isfinite().all() for p in core.parameters()) else f"epoch {epoch + 1} leaves weights that are no numbers" # which may be the last step's doing
+            if not math.isfinite(loss): wrong = f"the loss of epoch {epoch + 1} is {loss}"
+            if wrong: raise ValueError(f"{folder}: {wrong}; a rate below lr={config.lr:g} may help. The epochs before it are kept")
             seen = evaluate(core, watched)
         history.append(dict(epoch=epoch + 1, loss=loss, top1=seen.top(1), top5=seen.top(5), temperature=1/core.scale.item(),
                             seconds=time.perf_counter() - began))
@@ -443,10 +458,19 @@ def model_digest(
     "A stored model by its content: sizes, words and weights. Raises FileNotFoundError naming what is missing."
     return digest([sha256(path.read_bytes()).hexdigest() for path in parts_of(folder)])
 
+def bert_digest(
+    name:str|Path, # a folder, or a package that ships one
+) -> str:          # 10 hexadecimal digits
+    "A pretrained BERT by its content."
+    files = sorted(f for f in bert_folder(name).iterdir() if f.suffix in (".json", ".safetensors"))
+    return digest([(f.name, sha256(f.read_bytes()).hexdigest()) for f in files])
+
+# %% ../nbs/04_train.ipynb #42a587fd
 def run_of(preset:Preset, data:str|Path, seed:int=0, start:str|Path|None=None) -> dict: # the run's whole configuration
     "What identifies a training: a data set and a model to start from by what is in them. Raises FileNotFoundError where there is none."
     how = replace(preset.train, workers=0, frugal=False, compiled=False) # they change how it is computed, not what: a run may go on with others
-    return dict(preset=replace(preset, train=how), data=fingerprint(data), seed=seed, start=model_digest(start) if start else "")
+    words = {"bert": bert_digest(preset.model.text.pretrained)} if preset.model.text.pretrained and not start else {}
+    return dict(preset=replace(preset, train=how), data=fingerprint(data), seed=seed, start=model_digest(start) if start else "", **words)
 
 def train_and_test(
     preset:Preset,            # sizes

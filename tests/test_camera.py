@@ -1,5 +1,5 @@
 "The spike camera against its definition, written out as slowly as it reads, and against spikingjelly."
-import os, subprocess, sys, time
+import math, os, subprocess, sys, time
 import numpy as np
 import pytest
 import torch
@@ -270,9 +270,14 @@ def test_wrong_input(engine, bad, error, words):
         with pytest.raises(error, match=words): simulate(**{"intensity": np.ones((5, 4, 4), np.float32), "noise": noise} | bad)
 
 
+@pytest.mark.parametrize("bad", [dict(temporal_std=-.1), dict(dark_current=math.nan), dict(dead=.6, hot=.5), dict(lines=1.5)])
+def test_sensors_that_cannot_be(bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))}="): SensorNoise(**bad)
+
 def test_a_refused_chunk_changes_nothing(engine):
     light = light_of("float32", (20, 3, 3))
     c = SpikeCamera()
+    with pytest.raises(ValueError): c.expose(-light[:, :2])
     first = c.expose(light[:10])
     for chunk in (-light, light[:, :2], torch.from_numpy(light), (light > 1).astype(np.uint8)):
         with pytest.raises(ValueError): c.expose(chunk)

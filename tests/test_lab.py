@@ -3,6 +3,7 @@ import hashlib, json, os, platform, signal, statistics, subprocess, sys, threadi
 from dataclasses import make_dataclass
 import nbformat, pytest
 from hypothesis import given, settings, strategies as st
+from spklip.data.datasets import FIELDS
 from spklip.lab import cli, notebooks, report, reproduce, runs, tables
 from spklip.lab.paper import NUMBERS, number
 from conftest import ROOT
@@ -144,13 +145,20 @@ def test_seeds_asked_for_are_those_of_real_video_too(monkeypatch, tmp_path):
 
 def test_fingerprint_sees_every_change(tmp_path):
     with pytest.raises(FileNotFoundError, match="no metadata.jsonl"): runs.fingerprint(tmp_path)
-    (tmp_path/"metadata.jsonl").write_text("{}\n"); (tmp_path/"a.dat").write_bytes(b"12")
-    seen = {runs.fingerprint(tmp_path)}
-    for change in (lambda: (tmp_path/"a.dat").write_bytes(b"123"), lambda: (tmp_path/"a.dat").write_bytes(b"124"), lambda: (tmp_path/"metadata.jsonl").write_text("{} \n"),
-                   lambda: (tmp_path/"b.dat").touch(), lambda: (tmp_path/"b.dat").rename(tmp_path/"c.dat")):
-        time.sleep(.01); change(); seen.add(runs.fingerprint(tmp_path))
-    (tmp_path/"index").mkdir(); (tmp_path/"index"/"embeddings.npy").touch()
-    assert len(seen) == 6 and runs.fingerprint(tmp_path) in seen
+    data, far = tmp_path/"data", tmp_path/"far"
+    data.mkdir(); far.mkdir(); (data/"linked").symlink_to(far)
+    rows = [json.dumps({field: kind(1) for field, kind in FIELDS.items()} | {"split": "train", "file": name}) + "\n" for name in ("a.dat", "linked/b.DAT", "c.dat")]
+    (data/"metadata.jsonl").write_text("".join(rows[:2])); (data/"a.dat").write_bytes(b"12"); (far/"b.DAT").write_bytes(b"12")
+    seen = {runs.fingerprint(data)}
+    for change in (lambda: (data/"a.dat").write_bytes(b"123"), lambda: (data/"a.dat").write_bytes(b"124"), lambda: (far/"b.DAT").write_bytes(b"124"),
+                   lambda: (data/"metadata.jsonl").write_text("".join(rows)), lambda: (data/"c.dat").touch()):
+        time.sleep(.01); change(); seen.add(runs.fingerprint(data))
+    (data/"index").mkdir(); (data/"index"/"embeddings.npy").touch(); (data/"d.dat").touch() # nobody names these
+    assert len(seen) == 6 and runs.fingerprint(data) in seen
+
+def test_runs_that_a_launcher_would_let_wait_for_each_other(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes of a launcher"): runs.cached("r", {}, print)
 
 # tables
 

@@ -329,3 +329,10 @@ def test_large_maps_learn_by_products_where_convolutions_are_slow(monkeypatch):
         for side in (32, 128): layer(torch.zeros(1, 2, side, side))
     with torch.no_grad(): layer(torch.zeros(1, 2, 128, 128))
     assert used == [(1, 2, 128, 128)]
+
+
+def test_an_encoder_cuts_its_own_sentences():
+    "Two of one tokenizer: the shorter one's limit is not the other's."
+    words = learn_wordpiece(["a person waves with both hands"])
+    long, short = (TextEncoder(replace(small().text, max_tokens=n), 8, words) for n in (20, 4))
+    assert [e.tokens(["a person waves with both hands"])[0].shape[1] > 4 for e in (long, short)] == [True, False]

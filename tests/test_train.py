@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import spklip.train as train
+from spklip.baselines import BaselineConfig
 from spklip.data.datasets import SpikeDataset, read_metadata, write_metadata
+from spklip.data.frames import generate_video
 from spklip.data.scenes import SpikeActions, generate
 from spklip.lab import runs
 from spklip.lab.figures import confusion_counts
@@ -273,6 +275,47 @@ def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path, monkeypatch):
     assert len(list((tmp_path/"run").glob("epoch-*"))) == 1 and not (tmp_path/"run"/"model").exists()
 
 
+def test_weights_that_are_no_numbers_stop_the_run(data, tmp_path, monkeypatch):
+    "Though the loss, of the weights before the last step, is one: the epoch before it is kept, and not theirs."
+    def spoilt(model, *rest, epoch=[0]):
+        epoch[0] += 1
+        if epoch[0] == 2: next(model.parameters()).data.fill_(math.inf)
+        return 1.
+    monkeypatch.setattr(train, "train_epoch", spoilt)
+    with pytest.raises(ValueError, match="epoch 2 leaves weights that are no numbers"): fit(replace(TINY, train=replace(TINY.train, epochs=2)), data, tmp_path/"run", progress=False, device="cpu")
+    assert [e.name for e in (tmp_path/"run").glob("epoch-*")] == ["epoch-001"]
+
+
+def test_an_epoch_of_other_words_is_not_gone_on_from(data, tmp_path):
+    model = train.new_model(TINY.model, SpikeDataset(data, "train"), None)
+    for n in (999, 1000): train.save_epoch(tmp_path, model, train.make_optimizer(model, TINY.train), [{}]*n)
+    (tmp_path/"epoch-999").mkdir() # cut off before it was dropped
+    assert len(train.load_epoch(tmp_path, model, train.make_optimizer(model, TINY.train))) == 1000
+    other = train.new_model(TINY.model, SpikeDataset(copy_of(data, tmp_path/"other", {"caption": lambda r: "quite another thing"}), "train"), None)
+    with pytest.raises(ValueError, match="epoch-1000: trained with other words"): train.load_epoch(tmp_path, other, train.make_optimizer(other, TINY.train))
+
+
+def test_a_pretrained_bert_is_known_by_its_content(data, tmp_path):
+    bert = tmp_path/"bert"; bert.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"): (bert/name).write_text("{}")
+    preset = replace(TINY, model=replace(TINY.model, text=replace(TINY.model.text, pretrained=str(bert))))
+    before = train.run_of(preset, data)
+    (bert/"tokenizer.json").write_text("{ }")
+    assert train.run_of(preset, data) != before and "bert" not in train.run_of(TINY, data)
+
+
+def test_a_baseline_starts_from_one_of_its_sensor(data, tmp_path):
+    turned = SpikeDataset(copy_of(data, tmp_path/"turned", {"height": lambda r: r["width"], "width": lambda r: r["height"]}), "train")
+    of = lambda h, w: replace(TINY.model, baseline=BaselineConfig("linear"), height=h, width=w)
+    start = train.new_model(of(32, 40), SpikeDataset(data, "train"), None).save_pretrained(tmp_path/"start")
+    with pytest.raises(ValueError, match="height is 32, not 40; width is 40, not 32"): train.new_model(of(40, 32), turned, start)
+
+
+def test_thresholds_are_for_spikes(tmp_path):
+    video = generate_video(TINY.scenes, tmp_path/"video")
+    with pytest.raises(ValueError, match="thresholds=2 is for spikes"): fit(replace(TINY, train=replace(TINY.train, thresholds=2)), video, tmp_path/"run", progress=False, device="cpu")
+
+
 def test_a_start_is_known_by_all_of_its_files(data, tmp_path):
     folder = fit(replace(TINY, train=replace(TINY.train, epochs=1)), data, tmp_path/"run", progress=False, device="cpu")
     seen = {train.model_digest(folder)}
@@ -285,6 +328,7 @@ def test_a_start_is_known_by_all_of_its_files(data, tmp_path):
 
 def test_schedules_that_never_fall():
     with pytest.raises(ValueError, match="warmup=1.0"): TrainConfig(warmup=1.)
+    with pytest.raises(ValueError, match="flip=2, hold_out=-0.05: shares"): TrainConfig(hold_out=-.05, flip=2)
 
 
 def test_classes_told_apart_by_a_side_are_not_mirrored(data, tmp_path, monkeypatch, capsys):
@@ -312,6 +356,8 @@ def test_without_a_validation_split_the_clips_kept_back_are_watched(data, tmp_pa
     assert {r["split"] for r in train.to_watch(data, preset).rows} == {"validation"}
     with pytest.raises(ValueError, match="no clips of split 'validation', and hold_out=0"):
         fit(replace(preset, train=replace(preset.train, hold_out=0.)), no_validation, tmp_path/"other")
+    with pytest.raises(ValueError, match="hold_out=1.0 keeps back every clip"):
+        fit(replace(preset, train=replace(preset.train, hold_out=1.)), no_validation, tmp_path/"other")
 
 
 def test_presets_keep_every_part_on():

@@ -71,11 +71,12 @@ def look(path:Path, size:int, changed:int) -> str: # read once, while size and t
 def fingerprint(
     folder:str|Path, # a data set
 ) -> str:            # 10 hexadecimal digits
-    "A hash of a data set: its metadata whole, of each recording its size and 16 places in it. Raises FileNotFoundError where there is no `metadata.jsonl`."
+    "A hash of a data set: its metadata whole, of each recording that it names its size and 16 places in it. Raises FileNotFoundError where there is no `metadata.jsonl`."
+    from spklip.data.datasets import read_metadata
     folder = Path(folder)
     if not (folder/"metadata.jsonl").is_file(): raise FileNotFoundError(f"{folder} is no data set: it has no metadata.jsonl")
-    files = [p for p in folder.rglob("*") if p.suffix in (".dat", ".npy") and p.name != "embeddings.npy"] # an index of the clips is none of them
-    looks = sorted((p.relative_to(folder).as_posix(), look(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in files)
+    files = [(r["file"], folder/r["file"]) for r in read_metadata(folder)]
+    looks = sorted({(name, look(p, p.stat().st_size, p.stat().st_mtime_ns)) for name, p in files if p.is_file()})
     return digest([hashlib.sha256((folder/"metadata.jsonl").read_bytes()).hexdigest(), looks])
 
 # %% ../../nbs/lab/01_runs.ipynb #db5e942d
@@ -139,7 +140,10 @@ def cached(
     config:Any,                     # its whole configuration, data identity included
     make:Callable[[Path], Any],     # does the work in the folder it is given, returns what JSON can hold
 ) -> Any:                           # what it returned, now or then
-    "The result of a run: read when it is there, made when it is not. An interrupted run gets its folder again; of two at once, one waits for the other's."
+    """The result of a run: read when it is there, made when it is not. An interrupted run gets its folder again; of two at once, one waits for the other's.
+
+    Raises ValueError under a launcher of several processes, which would wait for each other."""
+    if (n := int(os.environ.get("WORLD_SIZE", 1))) > 1: raise ValueError(f"{n} processes of a launcher: only `python -m spklip.train` and `fit` share a run")
     folder = run_folder(name, config)
     done = folder/"done.json"
     if not is_finished(name, config):
