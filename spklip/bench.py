@@ -460,10 +460,11 @@ def as_markdown(
     "A line a case."
     lines, table = ["| | spklip | half of the runs | peak MB | of copying | of multiplying | the reference takes | which is | others take |", "|---|---|---|---|---|---|---|---|---|"], pd.DataFrame(rows)
     percent = lambda x: f"{100*x:.0f} %" if x and not pd.isna(x) else ""
+    ms = lambda x: format(x, ",.0f" if x >= 1000 else ".4g")
     for name in table.case.unique():
         those = table[table.case == name].to_dict("records")
         ours, reference, *peers = those
-        lines.append(f"| {ours['what']} | {ours['ms']:,.4g} ms | {ours['lower']:,.4g} - {ours['upper']:,.4g} | {'' if pd.isna(ours['MB']) else format(ours['MB'], ',.0f')} | {percent(ours['of_copy'])} | "
+        lines.append(f"| {ours['what']} | {ms(ours['ms'])} ms | {ms(ours['lower'])} - {ms(ours['upper'])} | {'' if pd.isna(ours['MB']) else format(ours['MB'], ',.0f')} | {percent(ours['of_copy'])} | "
                      f"{percent(ours['of_matrix'])} | {reference['ratio']:.2f} x | {reference['how']} | " + ", ".join(f"{p['who']} {p['ratio']:.2f} x" for p in peers) + " |")
     return "\n".join(lines)
 

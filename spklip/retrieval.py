@@ -158,7 +158,7 @@ def search(
     queries:Tensor,    # [q,D]
     gallery,           # array or tensor [n,D], memory-mapped or not
     k:int=10,          # how many are wanted
-    block:int=1 << 12, # rows of the gallery in memory at once
+    block:int=1 << 14, # rows of the gallery in memory at once
 ) -> tuple:            # similarity and row of the k best (or all n), best first, [q,k] each
     "The most similar rows of a gallery; of equals the first. Raises ValueError for sizes that do not fit."
     if k < 1 or block < 1: raise ValueError(f"k={k}, block={block}: at least 1")
@@ -213,7 +213,7 @@ class Index:
     files:list            # of the clips, n
     embeddings:np.ndarray # memory-mapped, float32 [n,D]
 
-    def search(self, queries:Tensor, k:int=10, block:int=1 << 12) -> tuple: # [q,D] -> similarity and row, [q,k] each
+    def search(self, queries:Tensor, k:int=10, block:int=1 << 14) -> tuple: # [q,D] -> similarity and row, [q,k] each
         "The k most similar clips."
         return search(queries, self.embeddings, k, block)
 
