@@ -170,12 +170,13 @@ def search(
         part = gallery[first:first + block]
         if not isinstance(part, Tensor): part = torch.from_numpy(part if part.flags.writeable else part.copy()) # torch takes no read-only arrays
         part = part.float().cpu()
-        rough, lengths = (part @ queries.T).T.contiguous(), part.norm(dim=1) # the tall one first: twice as fast as queries @ part.T
+        rough, lengths = part @ queries.T, part.norm(dim=1) # [n,q]: twice as fast as queries @ part.T
         if not lengths.isfinite().all(): raise ValueError(f"row {first + int((~lengths.isfinite()).nonzero()[0])} of the gallery holds what is no finite number, or too large a one")
         # 32 bits choose who is looked at, 64 decide: the order must not hang on how a block is summed
         slack = queries.shape[1]*2**-23*queries.norm(dim=1)*lengths.max()
-        floor = best[:, -1] if seen >= k else rough.topk(min(k, len(part))).values[:, -1]
-        who, which = (rough >= (floor - 2*slack)[:, None]).nonzero(as_tuple=True)
+        floor = best[:, -1] if seen >= k else rough.T.topk(min(k, len(part))).values[:, -1]
+        which, who = (rough >= floor - 2*slack).nonzero(as_tuple=True)
+        who, order = who.sort(stable=True); which = which[order] # query by query
         if len(who)*64 > rough.numel(): exact = similarity(queries, part)[who, which] # many tie: all at once is quicker than pair by pair
         else: exact = torch.cat([(queries[w].double()*part[r].double()).sum(1).float() for w, r in zip(who.split(1 << 14), which.split(1 << 14))])
         seen += len(part)

@@ -184,6 +184,7 @@ def test_grey_video_is_the_mean_light_of_the_same_scene():
         assert moments[0] % 50 == 0 and len(moments) == 50 and moments[-1] < take(SCENES, 3).frames and FRAME_HZ == 30
         light = sum(draw(SCENES, 3, moments))/50                   # drawn together: what is in front of what is decided once in 50
         assert (frame - 255*light).abs().max() <= 0.5001
+    with pytest.raises(ValueError, match="rate_hz=10.*at least 30"): film(replace(SCENES, rate_hz=10.), 3, 4)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from spklip.data import conversion
 from spklip.data.conversion import Encoding, convert, encode, hmdb51, parse_name, readable, ucf101, video_folder, with_prompts
 from spklip.data.datasets import SpikeDataset, check, read_metadata
 from spklip.data.interpolation import in_between
+from spklip.data.scenes import SpikeActions, generate
 from spklip.data.streams import StreamError, clip_index, read_dat
 from spklip.data.video import VideoClip, decode, frames_of, video_view, weizmann
 from spklip.lab import cli
@@ -36,6 +37,15 @@ def test_a_clip_is_what_a_model_would_read_of_all():
     for how in (Encoding(24, 30, 10), Encoding(24, 30, 10, interpolate="flow")): # 40 frames that a file's header calls 90
         with pytest.raises(ValueError, match="400"): list(encode(iter(key), how, n=90))
 
+def test_what_was_drawn_is_not_taken_over(tmp_path):
+    scenes = SpikeActions(classes=2, train=2, validation=2, test=2)
+    generate(scenes, tmp_path/"drawn", progress=False)
+    generate(scenes, tmp_path/"begun", progress=False); (tmp_path/"begun"/"metadata.jsonl").unlink()
+    for name in ("drawn", "begun"):
+        before = {f: f.stat().st_mtime_ns for f in (tmp_path/name).rglob("*")}
+        with pytest.raises(StreamError, match=f"{name}: holds .*no converted videos"): convert([clip(partial(light, n=30), "view", fps=25.0)], tmp_path/name, HOW)
+        assert before == {f: f.stat().st_mtime_ns for f in (tmp_path/name).rglob("*")}
+
 def test_convert_goes_on_past_bad_videos_and_does_only_what_is_missing(tmp_path):
     good, bad = film(tmp_path/"good.mp4", images()), tmp_path/"bad.avi"
     bad.write_bytes(b"RIFF")
@@ -47,7 +57,7 @@ def test_convert_goes_on_past_bad_videos_and_does_only_what_is_missing(tmp_path)
     assert check(tmp_path/"set") == [] and [r["rate_hz"] for r in read_metadata(tmp_path/"set")] == [250.0, 250.0]
     first, times = contents(tmp_path/"set"), {f: f.stat().st_mtime_ns for f in (tmp_path/"set").glob("*.dat")}
     film(bad, images(26))
-    assert [f["name"] for f in convert(clips, tmp_path/"set", HOW, progress=False)] == ["short"]
+    assert [f["name"] for f in convert(clips, tmp_path/"set", HOW, progress=False)] == ["short"] and failed[1]["reason"].startswith(f"{clips[2].source}: ")
     assert times.items() <= {f: f.stat().st_mtime_ns for f in (tmp_path/"set").glob("*.dat")}.items() and first.items() < contents(tmp_path/"set").items()
     assert convert(clips[:2], tmp_path/"set", HOW, progress=False) == [] and not (tmp_path/"set"/"failed.jsonl").exists()
 

@@ -56,9 +56,21 @@ def test_given_goes_before_the_file_and_that_before_metadata(tmp_path):
     (tmp_path/"other").mkdir()
     assert metadata_of(tmp_path/"other"/".."/"a.npz") == row
     (tmp_path/"metadata.jsonl").write_text(json.dumps([1, 2]) + "\n" + json.dumps(row | {"height": "8"}) + "\n")
-    assert "metadata.jsonl: line 2: height and width are whole numbers" in complaint(metadata_of, tmp_path/"a.npz")
+    assert "metadata.jsonl: line 2: height is '8', expected a whole number above 0" in complaint(metadata_of, tmp_path/"a.npz")
     (tmp_path/"metadata.jsonl").write_text("{")
     assert "metadata.jsonl: not JSON lines" in complaint(open_recording, tmp_path/"a.npz")
+
+@pytest.mark.parametrize("name, right, wrong", [("height", 8.0, ["8", 0, 8.5, True]), ("width", 8, ["8", -8, float("inf")]), ("rate_hz", 5, ["fast", 0, float("nan")]), ("flip_rows", 1, ["false", 2])])
+def test_size_rate_and_order_beside_the_spikes_are_checked(tmp_path, name, right, wrong):
+    "A text such as \"false\" is true in Python: it turned pictures upside down. In an .npz and in metadata alike."
+    spikes, known = noise(3, 8, 8), dict(height=8, width=8, rate_hz=5., flip_rows=True)
+    for value, says in [(right, None)] + [(w, f"{name} is {w!r}, expected ") for w in wrong]:
+        np.savez(tmp_path/"a.npz", packed=pack(spikes), **known | {name: value})
+        write_dat(tmp_path/"a.dat", spikes, flip_rows=True)
+        (tmp_path/"metadata.jsonl").write_text(json.dumps(known | {"file": "a.dat", name: value}) + "\n")
+        for file, where in (("a.npz", f"{tmp_path/'a.npz'}: "), ("a.dat", f"{tmp_path/'metadata.jsonl'}: line 1: ")):
+            if says: assert complaint(open_recording, tmp_path/file).startswith(where + says)
+            else: assert open_recording(tmp_path/file).spikes().shape == (3, 8, 8) and open_recording(tmp_path/file).flip_rows is True
 
 @pytest.fixture
 def files(tmp_path):
@@ -343,12 +355,27 @@ def test_splits_do_not_hang_on_what_can_be_read(tmp_path):
     sources = folder_sources(tmp_path/"films", height=24, width=32)
     slice_recordings(sources, tmp_path/"set", CUT, progress=False)
     splits = {r["group"]: r["split"] for r in read_metadata(tmp_path/"set")}
+    cut = {f: f.stat().st_mtime_ns for f in (tmp_path/"set").rglob("*.dat")}
     for source in sources:
         whole = source.file.read_bytes(); source.file.write_bytes(b"x")
         failed = slice_recordings(sources, tmp_path/"set", CUT, progress=False)
         there = {r["group"]: r["split"] for r in read_metadata(tmp_path/"set")}
         assert [f["file"] for f in failed] == [str(source.file)] and there == {g: s for g, s in splits.items() if g in there} and len(there) == 15
+        assert check(tmp_path/"set") == []
         source.file.write_bytes(whole)
+    slice_recordings(sources, tmp_path/"set", CUT, progress=False)
+    assert len(read_metadata(tmp_path/"set")) == len(cut) == 48 and not (tmp_path/"set"/"unused.jsonl").exists()
+    assert cut == {f: f.stat().st_mtime_ns for f in (tmp_path/"set").rglob("*.dat")} # what came back was not cut again
+
+def test_values_of_a_json_list_are_checked(tmp_path):
+    "A class may be a number, and so may a name; a place in a recording is a whole one."
+    write = lambda **row: (tmp_path/"a.jsonl").write_text(json.dumps(dict(file="a.dat", label="a") | row) + "\n")
+    write(label=5, name=7, group=3, rate_hz=1000)
+    source = read_list(tmp_path/"a.jsonl")[0]
+    assert (source.label, source.name, source.group, source.rate_hz) == ("5", "7", "3", 1000.) and type(source.rate_hz) is float
+    for name, value in dict(start=10.5, stop=True, label=[1], flip_rows=1, caption=0.5).items():
+        write(**{name: value})
+        assert f"recording 1 is not one (ValueError: {name} is {value!r}, expected " in complaint(read_list, tmp_path/"a.jsonl")
 
 def test_a_list_has_any_text_in_its_fields(tmp_path):
     said = "first\u2028second"
@@ -413,6 +440,10 @@ def recorded(tmp_path, monkeypatch):
     return spikes
 
 HOW = dict(dat=("a.dat", "--height", "24", "--width", "32"), npy=("a.npy",), npz=("a.npz", "--key", "one"))
+
+def test_a_picture_that_is_none_is_no_evidence(recorded, capsys):
+    open("a.png", "w").write("no picture")
+    assert cli.main(["info", *HOW["dat"]]) == 0 and "not in the bits" in capsys.readouterr().out
 
 @pytest.mark.parametrize("kind", HOW)
 def test_look_at_any_kind(recorded, kind, capsys):

@@ -159,6 +159,9 @@ def test_other_settings_and_other_things_are_refused(tmp_path):
     (tmp_path/"other"/"thesis.txt").write_text("dear")
     with pytest.raises(StreamError, match="not SpikeActions"): generate(TINY, tmp_path/"other")
     assert (tmp_path/"other"/"thesis.txt").read_text() == "dear"
+    (tmp_path/"begun").mkdir()
+    (tmp_path/"begun"/".settings.json.1.part").touch() # of one who was killed there
+    assert check(generate(TINY, tmp_path/"begun", progress=False)) == []
     with pytest.raises(StreamError, match="not SpikeActions"): generate(TINY, tmp_path/"other"/"thesis.txt")
 
 

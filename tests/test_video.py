@@ -98,6 +98,15 @@ def test_weizmann_copies_differ_and_repeat_and_keep_to_their_split(tmp_path):
     views = [c.video(32, 40) for c in (one, two, one)]
     assert views[0].shape == (28, 32, 40) and (views[0] == views[2]).all() and (views[0] != views[1]).any()
 
+def test_silhouettes_and_lists_of_another_form_are_named(tmp_path):
+    for key in ("foo", "ann_swim", "ann_walk_2"):
+        np.savez(tmp_path/"s.npz", **{key: np.zeros((2, 3240), np.uint8)})
+        with pytest.raises(StreamError, match=f"s.npz: holds '{key}', expected actor_action"): weizmann(tmp_path/"s.npz")
+    (tmp_path/"mapping_table_23.txt").write_text("0 Jump\n1 Pour\n"); (tmp_path/"validate.txt").write_text("0 0 a.mp4\n")
+    for line, says in (("0 1", "a line is '0 1', expected index class path"), ("0 1 b.mp4", "class 1 of b.mp4 is Pour in"), ("0 7 b.mp4", "class 7 of b.mp4 is none in")):
+        (tmp_path/"train.txt").write_text(f"0 0 a.mp4\n{line}\n")
+        with pytest.raises(StreamError, match=f"train.txt: {says}"): arid(tmp_path)
+
 def test_window_has_a_fixed_duration():
     assert window(100, 25, 2, 0) == slice(0, 50) and window(100, 25, 2, 1) == slice(50, 100) and window(30, 25, 2, 0.7) == slice(0, 30)
 

@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from ..camera import SpikeCamera
-from .datasets import METADATA, UNUSED, assign_splits, read_metadata, write_metadata
+from .datasets import METADATA, UNUSED, assign_splits, read_metadata, read_unused, write_lines, write_metadata
 from .interpolation import METHODS, blend_spikes, in_between, interpolator, kept_of
 from .streams import StreamError, atomic, clip_index, count_frames, look_of, write_dat
 from .video import VideoClip, frame_rate, key_frames, length
@@ -82,6 +82,8 @@ def encode(
     if keep is not None and keep[-1] >= at: raise StreamError(f"{at:,} spike frames, {keep[-1] + 1:,} or more expected: the video ends before its {n} frames")
 
 # %% ../../nbs/data/05_conversion.ipynb #22fd1546
+_MADE_BY = "spklip.data.video"
+
 def _made_by(clip, how):
     "Everything a recording depends on, as text: another text, another recording."
     video, view, name = clip.video, {}, ""
@@ -90,7 +92,7 @@ def _made_by(clip, how):
     read = view.values() if callable(video) else [video]
     files = [v for v in read if isinstance(v, (str, Path)) and Path(v).is_file()]
     drawn = "".join(f" {k}={Path(v).name if isinstance(v, (str, Path)) else v}" for k, v in view.items())
-    return " ".join([f"spklip.data.video{name}{drawn}", *map(look_of, files), str(how)])
+    return " ".join([f"{_MADE_BY}{name}{drawn}", *map(look_of, files), str(how)])
 
 def make_clip(
     clip:VideoClip, # what to make
@@ -132,21 +134,22 @@ def _holds(row, clip, how, folder):
     try: return count_frames(folder/row["file"], row["height"], row["width"]) == row["frames"]
     except StreamError: return False
 
-def _write_lines(path, rows):
-    "A file of JSON lines, or none where there are no rows."
-    if not rows: return path.unlink(missing_ok=True)
-    with atomic(path, "w") as f: f.writelines(json.dumps(row)+"\n" for row in rows)
+def _refuse_others(folder):
+    "Raises `StreamError` where a folder holds what was drawn or cut, and not converted."
+    rows = read_metadata(folder) if (folder/METADATA).exists() else []
+    other = next((r["made_by"] for r in rows if not r["made_by"].startswith(_MADE_BY)), "a drawn data set" if (folder/"settings.json").exists() else "")
+    if other: raise StreamError(f"{folder}: holds {other}, no converted videos; choose an empty or a new folder")
 
 def _settle(clips, how, folder):
     "Merge what is known of a folder into metadata.jsonl and unused.jsonl; the rows that hold, by clip, brought up to date."
-    known = {row["file"]: row for row in _lines(folder/UNUSED)} if (folder/UNUSED).exists() else {}
+    known = {row["file"]: row for row in read_unused(folder)}
     if (folder/METADATA).exists(): known |= {row["file"]: row for row in read_metadata(folder)}
     begun, finished = _journal(folder)
     known = {file: row for file, row in known.items() if file not in begun} | finished
     rows = {c.name: row for c in clips if (row := known.get(f"{c.name}.dat")) and _holds(row, c, how, folder)}
     for c in clips:
         if c.name in rows: known.pop(f"{c.name}.dat"); rows[c.name] |= {k: getattr(c, k) for k in ("label", "prompt", "caption", "group", "split")}
-    _write_lines(folder/UNUSED, list(known.values()))
+    write_lines(folder/UNUSED, list(known.values()))
     _save(folder, clips, rows)
     return rows
 
@@ -155,8 +158,7 @@ def _forget_journal(folder):
 
 def _save(folder, clips, rows):
     "Write the rows of what is finished, in the order asked for."
-    if rows: write_metadata(folder, [rows[c.name] for c in clips if c.name in rows])
-    else: (folder/METADATA).unlink(missing_ok=True)
+    write_metadata(folder, [rows[c.name] for c in clips if c.name in rows])
 
 # %% ../../nbs/data/05_conversion.ipynb #c15eb213
 def _on_dask(client, work, items):
@@ -200,15 +202,19 @@ def workers(
 # %% ../../nbs/data/05_conversion.ipynb #e0f9db41
 TURN = ".turn" # the name of the run that may write a folder
 
+def _why(clip, text):
+    "A reason that says of which video."
+    return text if str(clip.video) in text else f"{clip.source}: {text}"
+
 def _work(clip, how, folder, turn, threads=None):
     "In a worker: one clip's name, and its row or the reason why there is none. Raises `OSError` when it cannot be written."
     if threads: torch.set_num_threads(threads)
     if (folder/TURN).read_text() != turn: raise OSError(f"{folder}: another conversion has taken over")
     _note(folder, begun=f"{clip.name}.dat")
     try: row = make_clip(clip, how, folder)
-    except StreamError as e: return clip.name, None, str(e)
+    except StreamError as e: return clip.name, None, _why(clip, str(e))
     except OSError: raise
-    except Exception as e: return clip.name, None, f"{type(e).__name__}: {e}"
+    except Exception as e: return clip.name, None, _why(clip, f"{type(e).__name__}: {e}")
     _note(folder, row=row)
     return clip.name, row, None
 
@@ -237,7 +243,7 @@ def _alone(work, clip, run):
     try: return list(run(work, [clip]))[0]
     except Exception as error:
         if not _died(error): raise
-        return clip.name, None, "the process that made it died, twice: out of memory, or a video that crashes the decoder"
+        return clip.name, None, _why(clip, "the process that made it died, twice: out of memory, or a video that crashes the decoder")
 
 # %% ../../nbs/data/05_conversion.ipynb #134f8ac2
 @contextmanager
@@ -272,13 +278,14 @@ def convert(
 ) -> list[dict]:            # the failures, name and reason; also in `failed.jsonl`
     """Turn videos into a data set; may be stopped or killed and run again.
 
-    Raises `StreamError` when another conversion writes the folder, `OSError` when it cannot be written (a full disk), `ImportError` when an optional package is missing."""
+    Raises `StreamError` when another conversion writes the folder or it holds something else, `OSError` when it cannot be written (a full disk), `ImportError` when an optional package is missing."""
     folder, failed, start = Path(folder).absolute(), {}, time.monotonic()
     named = {}
     for c in clips:
         if c.name in named: raise ValueError(f"two clips share the name {c.name!r}: {named[c.name].source} and {c.source}")
         named[c.name] = c
     interpolator(how.interpolate)  # a package that is missing is said now, not once a clip
+    _refuse_others(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _sole_writer(folder) as turn, workers(jobs, backend, scheduler) as run:
         rows = _settle(clips, how, folder)
@@ -298,7 +305,7 @@ def convert(
         finally:
             _settle(clips, how, folder)
             failed = [dict(name=c.name, reason=failed[c.name]) for c in todo if c.name in failed]
-            _write_lines(folder/"failed.jsonl", failed)
+            write_lines(folder/"failed.jsonl", failed)
         _forget_journal(folder)  # not when it was stopped: a cluster may still be at work
     return failed
 

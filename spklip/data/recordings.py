@@ -23,10 +23,21 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from ..camera import pack, unpack
-from .datasets import METADATA, assign_splits, read_metadata, row_fault, write_metadata
+from .datasets import METADATA, UNUSED, assign_splits, read_metadata, read_unused, row_fault, write_lines, write_metadata
 from .streams import SpikeStream, StreamError, atomic, count_frames, frame_bytes, look_of, sizes_that_fit, write_dat
 
 # %% ../../nbs/data/06_recordings.ipynb #0a19b064
+def _as_said(known, where):
+    "Size, rate and order of rows as a file gives them, whole floats as int. Raises `StreamError` that names place and value."
+    known = dict(known)
+    for name, words in (("height", "a whole number above 0"), ("width", "a whole number above 0"), ("rate_hz", "a number above 0"), ("flip_rows", "true or false")):
+        if (value := known.get(name)) is None: continue
+        if name == "flip_rows": right = isinstance(value, (bool, int, float)) and value in (0, 1)
+        else: right = type(value) in (int, float) and 0 < value < float("inf") and (name == "rate_hz" or value == int(value))
+        if not right: raise StreamError(f"{where}: {name} is {value!r}, expected {words}")
+        known[name] = bool(value) if name == "flip_rows" else value if name == "rate_hz" else int(value)
+    return known
+
 def metadata_of(
     path,     # a recording
 ) -> dict:    # its row, or {} where it belongs to no data set
@@ -38,9 +49,7 @@ def metadata_of(
         except ValueError as e: raise StreamError(f"{folder/METADATA}: not JSON lines ({e})") from None
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict) or row.get("file") != path.relative_to(folder).as_posix(): continue
-            if not all(isinstance(row.get(side, 1), int) for side in ("height", "width")): raise StreamError(f"{folder/METADATA}: line {number}: height and width are whole numbers")
-            if not isinstance(row.get("rate_hz", 1.), (int, float)): raise StreamError(f"{folder/METADATA}: line {number}: rate_hz is a number")
-            return row
+            return _as_said(row, f"{folder/METADATA}: line {number}")
     return {}
 
 # %% ../../nbs/data/06_recordings.ipynb #750c8cf3
@@ -61,7 +70,7 @@ def _npz(path, key):
         with zipfile.ZipFile(path) as z, open(path, "rb") as f:
             names = [n.removesuffix(".npy") for n in z.namelist() if n.endswith(".npy")]
             beside = {n: z.open(f"{n}.npy") for n in ("height", "width", "flip_rows", "rate_hz") if n in names}
-            beside = {n: np.lib.format.read_array(member, allow_pickle=False).item() for n, member in beside.items()}
+            beside = _as_said({n: np.lib.format.read_array(member, allow_pickle=False).item() for n, member in beside.items()}, path)
             key = key or next((n for n in ("spikes", "packed") if n in names), None)
             if key is None and len(rest := [n for n in names if n not in beside]) == 1: key = rest[0]
             if key not in names: raise StreamError(f"{path}: holds {len(names)} arrays ({', '.join(names[:4])}{' ...'*(len(names) > 4)}); give the key of one of them" + (f", {key!r} is none" if key else ""))
@@ -404,11 +413,15 @@ class Source:
     name:str=""               # of its samples; "": the file's
 
 # %% ../../nbs/data/06_recordings.ipynb #0acc1b9a
-def _typed(value, kind):
-    "A CSV field as what it is: int, float, bool or text."
-    if not isinstance(value, str) or kind is str: return value
-    if kind is not bool: return kind(value)
-    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+_TYPES = dict(height=int, width=int, start=int, stop=int, rate_hz=float, flip_rows=bool) # of a list's fields; the others are text
+_YES_NO = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+def _typed(name, value):
+    "A list's field as what it is; in CSV all is text, and in JSON a class may be a number."
+    kind = _TYPES.get(name, str)
+    if isinstance(value, str): return value if kind is str else _YES_NO[value.lower()] if kind is bool else kind(value)
+    if type(value) is not kind and not (type(value) is int and kind in (float, str)): raise ValueError(f"{name} is {value!r}, expected {kind.__name__}")
+    return kind(value)
 
 def read_list(
     path,            # .csv with a header, or .jsonl; files relative to it
@@ -416,17 +429,16 @@ def read_list(
 ) -> list[Source]:
     "The recordings of a list; a bad line is named with its number."
     path, sources = Path(path), []
-    kinds = dict(height=int, width=int, start=int, stop=int, rate_hz=float, flip_rows=bool)
     try: text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e: raise StreamError(f"{path}: {getattr(e, 'strerror', None) or 'not text'}, expected a list of recordings") from None
     number, listed = 0, path.suffix.lower() == ".csv"
     try:
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")) if listed else filter(str.strip, text.split("\n")), 1): # others of Unicode's line ends may stand in a caption
             row = row if listed else json.loads(row)
-            row = {k: _typed(v, kinds.get(k, str)) for k, v in row.items() if v not in ("", None)}
+            row = {k: _typed(k, v) for k, v in row.items() if v not in ("", None)}
             sources.append(Source(**given | row | dict(file=path.parent/row["file"], name=row.get("name", str(Path(row["file"]).with_suffix(""))))))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise StreamError(f"{path}: recording {max(number, 1)} is not one ({type(e).__name__}: {e}); it needs file and label, and may have {', '.join(kinds)}, group, prompt, caption, split, key") from None
+        raise StreamError(f"{path}: recording {max(number, 1)} is not one ({type(e).__name__}: {e}); it needs file and label, and may have {', '.join(_TYPES)}, group, prompt, caption, split, key") from None
     if not sources: raise StreamError(f"{path}: lists no recordings")
     return sources
 
@@ -517,22 +529,23 @@ def _write_sample(recording, row, bad, folder):
     write_dat(folder/row["file"], pieces(), row["height"], row["width"])
 
 def _done(folder, rows, lost):
-    "Names of the samples that an earlier run has finished; one that belongs to no plan, and to no recording that cannot be read now, is an error."
-    if not (folder/METADATA).exists(): return set()
-    wanted, there = {row["file"]: row for row in rows}, read_metadata(folder)
-    if other := [r["file"] for r in there if r["file"] not in wanted and r["file"].rsplit("_", 1)[0] not in lost]:
+    "Names of the samples that an earlier run has finished, and rows of those whose recording cannot be read now; one that is neither is an error."
+    wanted = {row["file"]: row for row in rows}
+    there = {r["file"]: r for r in read_unused(folder) + (read_metadata(folder) if (folder/METADATA).exists() else [])}
+    if other := [file for file in there if file not in wanted and file.rsplit("_", 1)[0] not in lost]:
         raise StreamError(f"{folder}: holds {len(other):,} samples that this would not make ({other[0]}); give all recordings of a data set in one command, or another --out")
     def whole(r):
-        try: return r["file"] in wanted and r["made_by"] == wanted[r["file"]]["made_by"] and count_frames(folder/r["file"], r["height"], r["width"]) == r["frames"]
+        try: return r["made_by"] == wanted[r["file"]]["made_by"] and count_frames(folder/r["file"], r["height"], r["width"]) == r["frames"]
         except StreamError: return False
-    return {r["file"] for r in there if whole(r)}
+    return {file for file, r in there.items() if file in wanted and whole(r)}, [r for file, r in there.items() if file not in wanted]
 
 # %% ../../nbs/data/06_recordings.ipynb #9f62bb2f
 def _cut_all(sources, plan, failed, folder, cut, progress): # by one process at a time
     "Cut what is not there yet; `failed` grows."
     rows, start, said = [row for part in plan for row in part], time.monotonic(), time.monotonic()
-    done = _done(folder, rows, {_stem(s) for s in sources if str(s.file) in {f["file"] for f in failed}})
+    done, waiting = _done(folder, rows, {_stem(s) for s in sources if str(s.file) in {f["file"] for f in failed}})
     old = len(done)
+    write_lines(folder/UNUSED, waiting) # they come back with their recording
     _keep(folder, rows, done, failed) # what is now overwritten is no longer listed
     try:
         for source, part in zip(sources, plan):
@@ -552,11 +565,8 @@ def _cut_all(sources, plan, failed, folder, cut, progress): # by one process at 
 
 def _keep(folder, rows, done, failed):
     "Write what is finished, in the plan's order, and what failed."
-    if finished := [row for row in rows if row["file"] in done]: write_metadata(folder, finished)
-    else: (folder/METADATA).unlink(missing_ok=True)
-    if failed:
-        with atomic(folder/"failed.jsonl", "w") as f: f.writelines(json.dumps(x)+"\n" for x in failed)
-    else: (folder/"failed.jsonl").unlink(missing_ok=True)
+    write_metadata(folder, [row for row in rows if row["file"] in done])
+    write_lines(folder/"failed.jsonl", failed)
 
 # %% ../../nbs/data/06_recordings.ipynb #9cbb2525
 def slice_recordings(

@@ -715,7 +715,7 @@ def claim(config, folder, **more): # more settings
         if found == settings: return
         changed = ", ".join(f"{k} {found.get(k)} -> {settings.get(k)}" for k in settings | found if found.get(k) != settings.get(k) and k != "made_by")
         raise StreamError(f"{folder}: holds SpikeActions of other settings ({changed or 'an older drawing'}); delete it or choose another folder")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(f.suffix != ".part" for f in folder.iterdir())): # one who was stopped, or is about to, left no more
         raise StreamError(f"{folder}: holds something that is not SpikeActions; choose an empty or a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(mark, "w") as f: json.dump(settings, f, indent=1)

@@ -231,7 +231,8 @@ def weizmann(
     try:
         with np.load(npz) as z: keys = sorted(z.files)
     except (ValueError, TypeError, EOFError, BadZipFile) as e: raise StreamError(f"{npz}: no .npz of silhouettes, or a broken one ({type(e).__name__})") from None
-    rows = [dict(file=k, group=k.split("_")[0], label=re.sub(r"(?<=run|kip|alk)\d$", "", k.split("_")[1])) for k in keys]
+    rows = [dict(file=k, group=k.partition("_")[0], label=re.sub(r"(?<=run|kip|alk)\d$", "", k.partition("_")[2])) for k in keys]
+    if strange := [r["file"] for r in rows if r["label"] not in WEIZMANN]: raise StreamError(f"{npz}: holds {strange[0]!r}, expected actor_action, with an action of {', '.join(WEIZMANN)}")
     return [VideoClip(partial(silhouette_view, npz=str(npz), key=r["file"], copy=i, seconds=seconds, seed=seed), f"{r['file']}_{i}", r["label"],
                       WEIZMANN[r["label"]], WEIZMANN[r["label"]], r["group"], r["split"], "Weizmann", 25.0)
             for r in assign_splits(rows, validation=1/9, test=1/3, seed=seed) for i in range(copies if r["split"] == "train" else held_copies)]
@@ -271,10 +272,17 @@ def video_view(
 # %% ../../nbs/data/03_video.ipynb #43660312
 ARID = dict(Jump="a person jumps", Run="a person runs", Sit="a person sits down", Stand="a person stands up", Turn="a person turns around", Walk="a person walks")
 
+def _fields(path, form):
+    "The lines of a list, taken apart; one of another form is an error that names it."
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    if odd := [line for line in lines if len(line) != len(form.split())]: raise StreamError(f"{path}: a line is {' '.join(odd[0])!r}, expected {form}")
+    return lines
+
 def _arid_rows(folder, name):
-    "The clips of a list: `index class path` a line."
-    names = dict(line.split() for line in (folder/"mapping_table_23.txt").read_text().splitlines() if line.strip())
-    listed = [line.split() for line in (folder/f"{name}.txt").read_text().splitlines() if line.strip()]
+    "The clips of a list."
+    names, listed = dict(_fields(folder/"mapping_table_23.txt", "class name")), _fields(folder/f"{name}.txt", "index class path")
+    if odd := [line for line in listed if names.get(line[1]) not in ARID]:
+        raise StreamError(f"{folder/name}.txt: class {odd[0][1]} of {odd[0][2]} is {names.get(odd[0][1], 'none')} in mapping_table_23.txt, expected one of {', '.join(ARID)}")
     return [dict(file=f"{name}/{path}", label=names[number]) for _, number, path in listed]
 
 # %% ../../nbs/data/03_video.ipynb #72d25f60

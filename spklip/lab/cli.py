@@ -28,7 +28,9 @@ def beside(path:Path): # the picture of the same scene that lies beside a record
     import numpy as np
     from PIL import Image
     if not path.with_suffix(".png").is_file(): return None
-    with Image.open(path.with_suffix(".png")) as image: return None if image.info.get("Software") == "spklip view" else np.asarray(image.convert("L"), np.float32)
+    try:
+        with Image.open(path.with_suffix(".png")) as image: return None if image.info.get("Software") == "spklip view" else np.asarray(image.convert("L"), np.float32)
+    except OSError: return None # no image: no evidence either
 
 def info(args) -> None:
     "spklip info FILE: size, duration, firing rate, saturated, silent and defective pixels."

@@ -165,9 +165,10 @@ def times() -> dict: # notebook, as "data/00_streams" -> seconds of its last run
     return json.loads(kept.read_text()) if kept.exists() else {}
 
 def note_time(path:Path, seconds:float) -> None:
+    from spklip.lab.tables import add_entry # here, because it stands on this module
     name = path.absolute().relative_to(root()/"nbs").with_suffix("").as_posix()
     (root()/"outputs").mkdir(exist_ok=True)
-    (root()/"outputs"/"notebooks.json").write_text(json.dumps(dict(sorted((times() | {name: round(seconds)}).items())), indent=1) + "\n")
+    add_entry(root()/"outputs"/"notebooks.json", name, round(seconds))
 
 # %% ../../nbs/lab/00_notebooks.ipynb #0f0bea7f
 def rerun(

@@ -72,8 +72,9 @@ def whole(
         steps.append(Step(notebook, ({"seeds": 3} | values) if main and values["preset"] != "smoke" else values))
         if not main or values["preset"] == "smoke": continue
         for name, folder in REAL.items():
-            lost = [f for s in range(values.get("seeds", 3)) if not (root()/(f := folder.format(seed=s))/"metadata.jsonl").exists()]
-            if lost: print(f"left out: 04_train on {name}, for want of {lost[0]}; `spklip data {name} {lost[0]}` makes it"); continue
+            folders = {folder.format(seed=s): s for s in reversed(range(values.get("seeds", 3)))} # one serves all seeds where it names none
+            lost = sorted(f"spklip data {name} {f} --seed {s}" for f, s in folders.items() if not (root()/f/"metadata.jsonl").exists())
+            if lost: print(f"left out: 04_train on {name}, for want of what `{'; '.join(lost)}` makes"); continue
             steps.append(Step(notebook, {"seeds": 3} | values | dict(data=folder, name=name, start=f"outputs/{values['preset']}/model"), name))
     return steps
 
