@@ -43,7 +43,7 @@ def test_what_was_drawn_is_not_taken_over(tmp_path):
     generate(scenes, tmp_path/"begun", progress=False); (tmp_path/"begun"/"metadata.jsonl").unlink()
     for name in ("drawn", "begun"):
         before = {f: f.stat().st_mtime_ns for f in (tmp_path/name).rglob("*")}
-        with pytest.raises(StreamError, match=f"{name}: holds .*no converted videos"): convert([clip(partial(light, n=30), "view", fps=25.0)], tmp_path/name, HOW)
+        with pytest.raises(StreamError, match=f"{name}: holds what .*SpikeActions.* made, no converted videos"): convert([clip(partial(light, n=30), "view", fps=25.0)], tmp_path/name, HOW)
         assert before == {f: f.stat().st_mtime_ns for f in (tmp_path/name).rglob("*")}
 
 def test_convert_goes_on_past_bad_videos_and_does_only_what_is_missing(tmp_path):

@@ -137,8 +137,8 @@ def _holds(row, clip, how, folder):
 def _refuse_others(folder):
     "Raises `StreamError` where a folder holds what was drawn or cut, and not converted."
     rows = read_metadata(folder) if (folder/METADATA).exists() else []
-    other = next((r["made_by"] for r in rows if not r["made_by"].startswith(_MADE_BY)), "a drawn data set" if (folder/"settings.json").exists() else "")
-    if other: raise StreamError(f"{folder}: holds {other}, no converted videos; choose an empty or a new folder")
+    other = next((re.split(r" \S+=", r["made_by"])[0] for r in rows if not r["made_by"].startswith(_MADE_BY)), "SpikeActions" if (folder/"settings.json").exists() else "")
+    if other: raise StreamError(f"{folder}: holds what {other} made, no converted videos; choose an empty or a new folder")
 
 def _settle(clips, how, folder):
     "Merge what is known of a folder into metadata.jsonl and unused.jsonl; the rows that hold, by clip, brought up to date."
