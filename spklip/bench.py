@@ -449,7 +449,7 @@ def picture(
         figure, axis = plt.subplots(figsize=(7, .6 + .22*len(others)), layout="constrained")
         axis.barh(range(len(others)), others.ratio, color=["tab:grey" if w == "reference" else "tab:orange" for w in others.who])
         axis.set_yticks(range(len(others)), others.case + ": " + others.who); axis.axvline(1, c="k", lw=.8)
-        for i, r in enumerate(others.ratio): axis.text(r, i, f" {r:.1f}", va="center", fontsize=7)
+        for i, r in enumerate(others.ratio): axis.text(r, i, f" {r:.3g}", va="center", fontsize=7)
         axis.set_xscale("log"); axis.set_xlabel("times as long as spklip takes (grey: the reference, orange: other libraries)")
     plt.close(figure)
     return figure
