@@ -103,7 +103,7 @@ def test_silhouettes_and_lists_of_another_form_are_named(tmp_path):
         np.savez(tmp_path/"s.npz", **{key: np.zeros((2, 3240), np.uint8)})
         with pytest.raises(StreamError, match=f"s.npz: holds '{key}', expected actor_action"): weizmann(tmp_path/"s.npz")
     (tmp_path/"mapping_table_23.txt").write_text("0 Jump\n1 Pour\n"); (tmp_path/"validate.txt").write_text("0 0 a.mp4\n")
-    for line, says in (("0 1", "a line is '0 1', expected index class path"), ("0 1 b.mp4", "class 1 of b.mp4 is Pour in"), ("0 7 b.mp4", "class 7 of b.mp4 is none in")):
+    for line, says in (("0 1", "line 2 is '0 1', expected index class path"), ("0 1 b.mp4", "class 1 of b.mp4 is Pour in"), ("0 7 b.mp4", "class 7 of b.mp4 is none in")):
         (tmp_path/"train.txt").write_text(f"0 0 a.mp4\n{line}\n")
         with pytest.raises(StreamError, match=f"train.txt: {says}"): arid(tmp_path)
 

@@ -30,7 +30,7 @@ from ..camera import SpikeCamera
 from .datasets import METADATA, UNUSED, assign_splits, read_metadata, read_unused, write_lines, write_metadata
 from .interpolation import METHODS, blend_spikes, in_between, interpolator, kept_of
 from .streams import StreamError, atomic, clip_index, count_frames, look_of, write_dat
-from .video import VideoClip, frame_rate, key_frames, length
+from .video import VideoClip, frame_rate, key_frames, length, list_fields
 
 # %% ../../nbs/data/05_conversion.ipynb #fa7fdc6b
 @dataclass(frozen=True)
@@ -352,14 +352,9 @@ def video_folder(
 # %% ../../nbs/data/05_conversion.ipynb #ec738687
 def _listed(folder, pattern, *form):
     "Name of the list and fields of each line, of the lists of a folder."
-    lists, found = sorted(Path(folder).rglob(pattern)), []
+    lists = sorted(Path(folder).rglob(pattern))
     if not lists: raise StreamError(f"{folder}: no lists named {pattern} in it")
-    for path in lists:
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            if not (fields := line.split()): continue
-            if len(fields) < len(form): raise StreamError(f"{path}: line {number} is {line!r}, expected {' '.join(form)}")
-            found.append((path.stem, fields[:len(form)]))
-    return found
+    return [(path.stem, fields) for path in lists for fields in list_fields(path, *form)]
 
 def _official(rows, data, videos, validation, seed):
     "Clips of the listed videos that are there, and the names of those that are not."

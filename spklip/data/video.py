@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIZMANN', 'ARID', 'frames_of', 'length', 'frame_rate', 'resample', 'crop_box', 'key_frames', 'decode', 'VideoClip',
-           'window', 'silhouette_view', 'weizmann', 'video_view', 'arid']
+           'window', 'silhouette_view', 'weizmann', 'video_view', 'list_fields', 'arid']
 
 # %% ../../nbs/data/03_video.ipynb #80c728ff
 import re
@@ -272,15 +272,21 @@ def video_view(
 # %% ../../nbs/data/03_video.ipynb #43660312
 ARID = dict(Jump="a person jumps", Run="a person runs", Sit="a person sits down", Stand="a person stands up", Turn="a person turns around", Walk="a person walks")
 
-def _fields(path, form):
-    "The lines of a list, taken apart; one of another form is an error that names it."
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    if odd := [line for line in lines if len(line) != len(form.split())]: raise StreamError(f"{path}: a line is {' '.join(odd[0])!r}, expected {form}")
-    return lines
+def list_fields(
+    path,      # a list, a video or a class a line
+    *form:str, # what the fields of a line are called
+) -> list:     # the fields of each line
+    "The lines of a data set's list, taken apart. Raises StreamError naming the first that has too few fields."
+    found = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not (fields := line.split()): continue
+        if len(fields) < len(form): raise StreamError(f"{path}: line {number} is {line!r}, expected {' '.join(form)}")
+        found.append(fields[:len(form)])
+    return found
 
 def _arid_rows(folder, name):
     "The clips of a list."
-    names, listed = dict(_fields(folder/"mapping_table_23.txt", "class name")), _fields(folder/f"{name}.txt", "index class path")
+    names, listed = dict(list_fields(folder/"mapping_table_23.txt", "class", "name")), list_fields(folder/f"{name}.txt", "index", "class", "path")
     if odd := [line for line in listed if names.get(line[1]) not in ARID]:
         raise StreamError(f"{folder/name}.txt: class {odd[0][1]} of {odd[0][2]} is {names.get(odd[0][1], 'none')} in mapping_table_23.txt, expected one of {', '.join(ARID)}")
     return [dict(file=f"{name}/{path}", label=names[number]) for _, number, path in listed]

@@ -646,7 +646,7 @@ def asking(commands) -> None:
 # %% ../../nbs/lab/04_cli.ipynb #57e4a007
 def timing(commands) -> None:
     "bench."
-    p = add(commands, bench, "spklip bench --against outputs/bench/bench.csv")
+    p = add(commands, bench, "spklip bench --against before.csv")
     p.add_argument("--only", nargs="+", metavar="NAME", help="cases to time: beginnings of their names, such as decode \"encode, laptop\" (all)")
     p.add_argument("--small", action="store_true", help="small sizes, to try it in a minute")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where ours runs: cpu or cuda (cpu)")
