@@ -86,7 +86,8 @@ def as_exposure(
 
 # %% ../nbs/01_hsfe.ipynb #5d0c3e12
 class ByProducts(torch.autograd.Function):
-    "A 3x3 convolution of stride 1 whose weights' gradient is three matrix products over all pixels."
+    "A 3x3 convolution of stride 1 whose weights' gradient is made of matrix products, a strip of rows at a time."
+    strip = 2560 # pixels: what a product reads stays in the cache
     @staticmethod
     def forward(ctx, x, weight, bias): # [n,C,H,W], [D,C,3,3], [D] -> [n,D,H,W]
         ctx.save_for_backward(x, weight)
@@ -95,13 +96,15 @@ class ByProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope): # [n,D,H,W]
         x, weight = ctx.saved_tensors
-        wide = x.shape[3] + 2
-        pixels = lambda t: F.pad(t.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).flatten(0, 2) # with a rim of zeros, [n*(H+2)*wide,channels]
-        seen, asked = pixels(x), pixels(slope)[wide + 1:-wide - 1].T # where slopes are zero, so is what wraps around a row's end
-        rows = torch.cat([seen[dx:len(seen) - 2 + dx] for dx in range(3)], 1) # a pixel's left neighbour, itself, its right one
-        moved = [(asked @ rows[dy*wide:dy*wide + asked.shape[1]]).unflatten(1, (3, -1)) for dy in range(3)] # [D,3,C] each
-        back = torch.nn.grad.conv2d_input(x.shape, weight, slope, padding=1) if ctx.needs_input_grad[0] else None
-        return back, torch.stack(moved, 1).permute(0, 3, 1, 2), slope.sum((0, 2, 3))
+        D, C = weight.shape[:2]; H, W = x.shape[2:]
+        total, rows = x.new_zeros(3, 3*C, D), max(1, ByProducts.strip//W)
+        for seen, asked in zip(F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1), slope.permute(0, 2, 3, 1)): # [H+2,W+2,C], [H,W,D]
+            for y in range(0, H, rows):
+                slopes = asked[y:y + rows]
+                three = torch.cat([seen[y:y + rows + 2, dx:dx + W] for dx in range(3)], 2) # a pixel's left neighbour, itself, its right one
+                for dy in range(3): total[dy].addmm_(three[dy:dy + len(slopes)].flatten(0, 1).T, slopes.flatten(0, 1))
+        back = F.conv2d(slope, weight.flip(2, 3).transpose(0, 1), padding=1) if ctx.needs_input_grad[0] else None
+        return back, total.view(3, 3, C, D).permute(3, 2, 0, 1), slope.sum((0, 2, 3))
 
 SLOW = torch.backends.cpu.get_cpu_capability() == "AVX2"
 

@@ -312,8 +312,10 @@ def test_frugal():
     for name, value in found[False].items(): torch.testing.assert_close(found[True][name], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("strip", [1, 15, 1000]) # one row, two with one left over, all
 @pytest.mark.parametrize("n, c, d, h, w", [(1, 3, 2, 5, 7), (3, 4, 5, 6, 1), (2, 2, 2, 1, 4)])
-def test_weights_learn_by_products_as_by_convolution(n, c, d, h, w):
+def test_weights_learn_by_products_as_by_convolution(n, c, d, h, w, strip, monkeypatch):
+    monkeypatch.setattr(hsfe.ByProducts, "strip", strip)
     shapes = (n, c, h, w), (d, c, 3, 3), (d,), (n, d, h, w)
     x, weight, bias, slope = (torch.randn(s, dtype=torch.float64, generator=torch.Generator().manual_seed(i)).requires_grad_() for i, s in enumerate(shapes))
     by = lambda conv: torch.autograd.grad(conv(x, weight, bias), [x, weight, bias], slope)
