@@ -440,7 +440,7 @@ def break_even(
     config:SPKLIPConfig, # of the spiking model; the ANN has the same sizes
     cost:Cost,
     memory:str="reads",  # one of MEMORY
-    camera:float=0.0576, # spikes a pixel and frame; A.2's for HMDB51-S
+    camera:float=0.0576, # spikes a pixel and frame; A.2's for synthetic data
 ) -> float:              # spikes a neuron and binary step
     "The firing rate at which both cost the same; negative: there is none. Raises ValueError for an ANN."
     if config.fsve is None: raise ValueError("fsve=None: an ANN does not fire")

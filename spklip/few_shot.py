@@ -75,7 +75,7 @@ from .data.datasets import SpikeDataset
 from .lab.processes import accelerator_on, device_of
 from .lab.runs import atomic, cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .stcl import SPKLIP
-from .train import (Preset, TrainConfig, at_once, augment, evaluate, learning_rate, make_optimizer, model_digest, new_model, only, run_of, segments_of, train_epoch,
+from .train import (Preset, TrainConfig, at_once, augment, evaluate, fits, learning_rate, make_optimizer, model_digest, new_model, only, run_of, segments_of, train_epoch,
                           where_it_may_mirror)
 
 # %% ../nbs/07_few_shot.ipynb #a16a743b
@@ -94,7 +94,7 @@ class Adaptation:
 
     def __post_init__(self):
         if self.method not in METHODS: raise ValueError(f"method={self.method!r}: one of {', '.join(METHODS)} expected")
-        if self.layers < 1 or self.steps < 1: raise ValueError(f"layers={self.layers}, steps={self.steps}: at least 1 each")
+        if self.layers < 1 or self.steps < 2: raise ValueError(f"layers={self.layers}, steps={self.steps}: at least 1 and 2 (the last step's rate is 0)")
 
 # %% ../nbs/07_few_shot.ipynb #16286b00
 def draw_shots(
@@ -118,8 +118,9 @@ def clip_features(
     views:int=0,           # shifted and mirrored ones, beside the clip as it is
     config:TrainConfig=TrainConfig(), # `shift` and `flip`
     batch_size:int=64,
-) -> Tensor:               # [n,1+views,N,D], the clip as it is first
-    "What MAPResNet says of the sub-blocks of each clip."
+) -> Tensor:               # [n,1+views,N,D] (all in spikes: [n,1+views,N,T,D]), the clip as it is first
+    "What MAPResNet says of the sub-blocks of each clip. Raises ValueError for clips of another size than the model's."
+    fits(model, dataset)
     rng, found = random.Random(0), []
     model.eval()
     for batch in DataLoader(dataset, batch_size):
@@ -135,7 +136,8 @@ def refresh_norms(
     dataset:SpikeDataset, # clips of the new domain; their labels are not read
     batch_size:int=64,
 ) -> SPKLIP:              # the same
-    "Batch norm's means and variances from these clips instead of those of the pre-training. Raises ValueError for none."
+    "Batch norm's means and variances from these clips instead of those of the pre-training. Raises ValueError for none, and for clips of another size than the model's."
+    fits(model, dataset)
     if not len(dataset): raise ValueError("no clips for batch norm to take its statistics from")
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for m in norms: m.reset_running_stats(); m.momentum = None # the plain mean over batches, which are as large as each other
@@ -242,7 +244,8 @@ def retrain(
     seed:int=0,
     start:str|Path|None=None, # a model to start from; None: from scratch
 ) -> SPKLIP:              # in evaluation mode
-    "Train all of SPKLIP on the shots alone, for at least `steps` steps."
+    "Train all of SPKLIP on the shots alone, for at least `steps` steps. Raises ValueError for fewer than two clips: batch norm needs them."
+    if len(shots) < 2: raise ValueError(f"{len(shots)} clip to train all of SPKLIP on: 2 or more are needed")
     batch = min(config.train.batch_size, len(shots))
     epochs = -(-config.steps//(len(shots)//batch))
     train, accelerator = replace(config.train, batch_size=batch, epochs=epochs), accelerator_on()
@@ -331,7 +334,8 @@ def few_shot_all(
         config, preset, data, shots, draw, start, split = job
         run = dict(run_of(preset, data, draw, start), how=config, shots=shots, split=split)
         if is_finished("few-shot", run): continue
-        trunk = digest(dict(run_of(preset, data, draw if config.norms else 0, start), norms=config.norms and [shots, draw], split=split))
+        views = 0 if config.method == "zero-shot" else config.views
+        trunk = digest(dict(run_of(preset, data, draw if config.norms else 0, start), norms=config.norms and [shots, draw], views=views, split=split))
         kept = config.method not in ("everything", "from scratch")
         (then if kept and trunk in trunks else first).setdefault(digest(run), (key, job))
         if kept: trunks.add(trunk)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 # %% ../nbs/01_hsfe.ipynb #a9399a2b
 @dataclass(frozen=True)
 class HSFEConfig:
-    "The sizes of HSFE (section 3.2); the defaults are the paper's."
+    "The sizes of HSFE (section 3.2); the defaults are the paper's, or the released code's where it states none."
     n_blocks:int = 5      # temporal sub-blocks N
     radius:int = 30       # frames on either side of a sub-block's centre, eq. 2
     step:int = 45         # frames between centres

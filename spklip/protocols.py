@@ -44,7 +44,7 @@ def inside(
     k:int=1,         # right when among the k best of the batch
     own:bool=False,  # True: only the text in the clip's own place is right; False: any of its class
     draws:int=20,    # times that all clips are dealt into batches; what fills none is left out
-) -> tuple:          # share of clips that are right, and what chance would give
+) -> tuple:          # share of clips that are right, and what texts drawn at random would give
     "Accuracy inside random batches. Raises ValueError where there are fewer clips than a batch holds."
     n = len(seen.labels)
     if n < size: raise ValueError(f"{n} clips fill no batch of {size}")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 # %% ../nbs/02_star_net.ipynb #e9a03a4f
 @dataclass(frozen=True)
 class STARNetConfig:
-    "The sizes of STAR-Net (section 3.3); the defaults are the paper's."
+    "The sizes of STAR-Net (section 3.3); the defaults are the paper's, or the released code's where it states none."
     width:int = 64              # channels after the stem; a residual group g ends in 4*width*2**g of them
     layers:tuple = (2, 2, 2, 2) # bottleneck blocks per residual group
     stem_stride:int = 4         # pixels per stem output: 4 is the paper's H/32 in all; 2 and 1 for small sensors

@@ -13,6 +13,7 @@ __all__ = ['SPECIAL', 'TARGETS', 'CACHE_BYTES', 'GPU_BYTES', 'learn_wordpiece', 
 import gzip
 import json
 import math
+import os
 import string
 from collections import Counter
 from contextlib import contextmanager
@@ -224,7 +225,7 @@ def contrastive_loss(
 # %% ../nbs/03_stcl.ipynb #6d5ce35f
 @dataclass(frozen=True)
 class SPKLIPConfig:
-    "Every size of the model; the defaults are the paper's."
+    "Every size of the model; the defaults are the paper's, or the released code's where it states none."
     hsfe:HSFEConfig = field(default_factory=HSFEConfig)
     star_net:STARNetConfig = field(default_factory=STARNetConfig)
     text:TextConfig = field(default_factory=TextConfig)
@@ -330,7 +331,7 @@ class SPKLIP(nn.Module):
     def spikes(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> spikes, on the model's device
         return as_spikes(video.to(self.logit_scale.device, non_blocking=self.logit_scale.is_cuda), self.config) # what comes from a GPU is waited for
 
-    def features(self, video:Tensor) -> Tensor: # -> one vector a sub-block, [B,N,D]
+    def features(self, video:Tensor) -> Tensor: # -> one vector a sub-block, [B,N,D]; with all in spikes one a step too, [B,N,T,D]
         "What MAPResNet says of each sub-block; micro-batched in HSFE, and through the trunk too where it does not train."
         blocks = sub_blocks(self.spikes(video), self.config.hsfe)
         size, kind = micro_batch(self.config, *blocks.shape[-2:], blocks.device), blocks.device.type
@@ -384,7 +385,10 @@ def save_pretrained(
                "model.safetensors": lambda p: save_file(state, str(p))}
     for name, write in writers.items():
         part = folder/f".{name}.part"
-        try: write(part); part.replace(folder/name)
+        try:
+            write(part)
+            with open(part, "rb") as f: os.fsync(f.fileno()) # where the power fails, it is the file before that is left
+            part.replace(folder/name)
         finally: part.unlink(missing_ok=True)
     return folder
 

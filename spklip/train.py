@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study', 'spiking_presets', 'mirrored',
            'where_it_may_mirror', 'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16',
-           'sentences_of', 'train_epoch', 'Evaluation', 'evaluate', 'segments_of', 'epoch_of', 'save_epoch',
+           'sentences_of', 'train_epoch', 'Evaluation', 'fits', 'evaluate', 'segments_of', 'epoch_of', 'save_epoch',
            'load_epoch', 'sizes', 'new_model', 'only', 'hold_out', 'to_watch', 'train_loader', 'one_for_all', 'fit',
            'go_on', 'model_digest', 'bert_digest', 'run_of', 'train_and_test', 'at_once', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
-import json
 import math
-import os
 import random
 import re
 import shutil
@@ -28,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
@@ -40,7 +39,7 @@ from .data.scenes import SpikeActions
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
 from .lab.processes import Share, accelerator_on, device_of, from_all, join_norms, joined, process, processes, share_of
-from .lab.runs import belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, run_folder, side_by_side, stopped_by_sigterm, write_json
+from .lab.runs import atomic, belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, read_json, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, bert_folder, bound_scale, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
 
@@ -261,6 +260,11 @@ class Evaluation:
         return dict(top1=self.top(1), top5=self.top(5), in_batch=in_batch, chance=1/len(self.classes), in_batch_chance=lucky,
                     clips=len(self.labels))
 
+def fits(model:SPKLIP, dataset:SpikeDataset) -> None:
+    "Raise ValueError for clips of another size than the model's: packed bits do not tell."
+    if (dataset.height, dataset.width) != (model.config.height, model.config.width):
+        raise ValueError(f"{dataset.folder}: clips of {dataset.height} x {dataset.width}, the model reads {model.config.height} x {model.config.width}")
+
 @torch.no_grad()
 def evaluate(
     model:SPKLIP,          # left in evaluation mode
@@ -269,9 +273,8 @@ def evaluate(
 ) -> Evaluation:
     """Compare every clip with the sentences of all classes (Table 1's top-1 and top-5); several processes share the clips, and each gets the whole.
 
-    Raises ValueError for clips of another size than the model's: packed bits do not tell."""
-    if (dataset.height, dataset.width) != (model.config.height, model.config.width):
-        raise ValueError(f"{dataset.folder}: clips of {dataset.height} x {dataset.width}, the model reads {model.config.height} x {model.config.width}")
+    Raises ValueError for clips of another size than the model's."""
+    fits(model, dataset)
     model.eval()
     sentences = model.encode_text(dataset.prompts)
     mine = np.array_split(np.arange(len(dataset)), processes())[process()] # the parts need not be equal
@@ -295,10 +298,9 @@ def save_epoch(folder:Path, model:SPKLIP, optimizer, history:list) -> None:
     target, part = folder/f"epoch-{len(history):03d}", folder/"epoch.part"
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
-    save_file({f"{i}.{k}": v.contiguous() for i, state in optimizer.state_dict()["state"].items() for k, v in state.items()}, part/"optimizer.safetensors")
-    (part/"history.json").write_text(json.dumps(history, indent=1) + "\n")
-    for file in part.iterdir(): # where the power fails, it is the epoch before that is left
-        with open(file, "rb") as f: os.fsync(f.fileno())
+    moments = {f"{i}.{k}": v.contiguous() for i, state in optimizer.state_dict()["state"].items() for k, v in state.items()}
+    with atomic(part/"optimizer.safetensors") as file: save_file(moments, file) # all is on the disk before it is an epoch
+    write_json(part/"history.json", history)
     part.rename(target)
     for old in folder.glob("epoch-*"):
         if old != target: shutil.rmtree(old)
@@ -310,13 +312,15 @@ def load_epoch(folder:Path, model:SPKLIP, optimizer) -> list: # the history; emp
     if stored.text.tokenizer.to_str() != model.text.tokenizer.to_str(): raise ValueError(f"{last}: trained with other words than those of today; name another folder")
     model.load_state_dict(stored.state_dict())
     state, kept = optimizer.state_dict(), {}
-    for key, value in load_file(last/"optimizer.safetensors").items():
+    try: moments = load_file(last/"optimizer.safetensors")
+    except SafetensorError as e: raise ValueError(f"{last/'optimizer.safetensors'} cannot be read ({e}); without {last} training starts anew") from None
+    for key, value in moments.items():
         i, name = key.split(".")
         kept.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict(dict(state, state=kept))
     for p, moments in optimizer.state.items(): # they lie in memory as their weight does, or each step takes longer
         for name in moments.keys() - {"step"}: moments[name] = torch.empty_like(p).copy_(moments[name])
-    return json.loads((last/"history.json").read_text())
+    return read_json(last/"history.json")
 
 # %% ../nbs/04_train.ipynb #8e6f5408
 def sizes(c:SPKLIPConfig) -> dict: # as `differences` compares them
@@ -410,6 +414,7 @@ def fit(
     there = from_all([(folder/"model"/"history.json").exists(), *sorted(e.name for e in folder.glob("epoch-*"))])
     if any(found != there[0] for found in there): raise ValueError(f"{folder}: all processes have to see one folder, but in it they find {there}")
     if (folder/"config.json").exists(): belongs(folder, run_of(preset, data, seed, start))
+    elif any(there[0]): raise ValueError(f"{folder} has epochs or a model, but no config.json that says of which run; name another folder")
     if not there[0][0]:
         with locked(folder/".training", f"{folder}: another process trains here") if accelerator.is_main_process else nullcontext(): go_on(preset, data, folder, seed, start, progress, accelerator)
     return folder/"model"
@@ -481,11 +486,11 @@ def train_and_test(
 ) -> tuple:                   # metrics on the test split with the history, folder of the model
     "Train with one seed, then look at the test split once."
     def make(at):
+        test, train = (open_clips(data, split, segments_of(preset.model)) for split in ("test", "train")) # what is missing is said before hours of training
+        _, kept_back = hold_out(train, preset.train.hold_out)
         model = SPKLIP.from_pretrained(fit(preset, data, at, seed, start or None, progress), device_of())
-        segments = segments_of(preset.model)
-        _, kept_back = hold_out(open_clips(data, "train", segments), preset.train.hold_out)
-        return dict(evaluate(model, open_clips(data, "test", segments)).metrics(), seen_top1=evaluate(model, kept_back).top(1) if len(kept_back) else None,
-                    history=json.loads((at/"model"/"history.json").read_text()))
+        return dict(evaluate(model, test).metrics(), seen_top1=evaluate(model, kept_back).top(1) if len(kept_back) else None,
+                    history=read_json(at/"model"/"history.json"))
     run = run_of(preset, data, seed, start)
     return cached("train", run, make), run_folder("train", run)/"model"
 

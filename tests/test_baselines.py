@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, XCLIPConfig, XCLIPModel
 
-from spklip.baselines import (CLIP_MEAN, CLIP_STD, KINDS, BaselineConfig, HybridSpikeEncoder, Patches, TEDAdapter, VitaCLIP, baseline_encoder, load_xclip,
+from spklip.baselines import (KINDS, BaselineConfig, HybridSpikeEncoder, Patches, TEDAdapter, VitaCLIP, baseline_encoder, load_xclip,
                               xclip_zero_shot)
 from spklip.camera import tfi, tfp
 from spklip.data.datasets import SpikeDataset, check, summary
@@ -269,8 +269,8 @@ def test_x_clip_names_videos_from_a_local_folder(tiny_xclip):
     edges = video.clone(); edges[..., :10] = 0; edges[..., 50:] = 0
     assert torch.equal(xclip_zero_shot(model, tokenizer, edges, ["a person runs", "a person waves"]), said)   # only the middle square is seen
     whole = video[..., 10:50].float()/255
-    pixels = F.interpolate(whole.flatten(0, 1), (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
-    pixels = (pixels - torch.tensor(CLIP_MEAN)[:, None, None])/torch.tensor(CLIP_STD)[:, None, None]
+    pixels = F.interpolate(whole.flatten(0, 1), (32, 32), mode="bilinear", antialias=True)
+    pixels = (255*pixels - torch.tensor([123.675, 116.28, 103.53])[:, None, None])/torch.tensor([58.395, 57.12, 57.375])[:, None, None] # as its training configuration has them
     words = tokenizer(["a person runs", "a person waves"], return_tensors="pt")
     with torch.no_grad(): want = model(pixel_values=pixels.unflatten(0, (2, 4)), input_ids=words.input_ids, attention_mask=words.attention_mask)
     assert torch.allclose(want.logits_per_video.softmax(1), said, atol=1e-6)

@@ -155,7 +155,7 @@ def test_a_model_without_so_many_layers_is_an_error():
     with pytest.raises(ValueError, match="that has 0"): last_layers(SPKLIP(flat))
 
 
-@pytest.mark.parametrize("wrong", (dict(method="last two"), dict(steps=0), dict(layers=0)))
+@pytest.mark.parametrize("wrong", (dict(method="last two"), dict(steps=1), dict(layers=0)))
 def test_wrong_settings_are_errors(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))): Adaptation(**wrong)
 
@@ -221,6 +221,27 @@ def test_what_has_run_is_not_run_again(data, start, monkeypatch):
     first = {k: few_shot(*job) for k, job in jobs.items()}
     monkeypatch.setattr(few_shot_module, "learn", None)
     assert few_shot_all(jobs) == first
+
+
+def test_a_trunk_s_features_are_computed_by_one_job(data, start, monkeypatch):
+    "Who only asks without shots computes no views, so it does not count."
+    waves = []
+    monkeypatch.setattr(few_shot_module, "side_by_side", lambda work, jobs, n: waves.append([job[0].method for job in jobs.values()]))
+    monkeypatch.setattr(few_shot_module, "few_shot", lambda *job: None)
+    monkeypatch.setattr(few_shot_module, "device_of", lambda: "cpu")
+    few_shot_all({i: (Adaptation(method, views=1), SIZE, data, bool(i), i, start, "test") for i, method in enumerate(("zero-shot", *["nearest class mean"]*3))})
+    assert waves == [["zero-shot", "nearest class mean"], ["nearest class mean"]*2]
+
+
+def test_clips_of_another_size_are_refused(data, start, tmp_path):
+    turned = derive(data, tmp_path/"turned", [r | dict(height=r["width"], width=r["height"]) for r in read_metadata(data)])
+    for see in (clip_features, refresh_norms):
+        with pytest.raises(ValueError, match="turned: clips of 40 x 32, the model reads 32 x 40"): see(SPKLIP.from_pretrained(start), SpikeDataset(turned, "train"))
+
+
+def test_one_clip_is_too_few_for_all_of_it(data, start):
+    with pytest.raises(ValueError, match="1 clip to train all of SPKLIP on: 2 or more"): retrain(Adaptation("everything"), SIZE, only(SpikeDataset(data, "train"), [0]), 0, start)
+
 
 def test_activity_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no clips"): activity([], 2, 2)

@@ -160,6 +160,18 @@ def test_fingerprint_sees_every_change(tmp_path):
     (data/"index").mkdir(); (data/"index"/"embeddings.npy").touch(); (data/"d.dat").touch() # nobody names these
     assert len(seen) == 6 and runs.fingerprint(data) in seen
 
+def test_a_job_alone_leaves_the_environment_as_it_was(monkeypatch):
+    monkeypatch.delenv("SPKLIP_RUNS")
+    runs.side_by_side(os.getpid, {"only": ()})
+    assert "SPKLIP_RUNS" not in os.environ
+
+def test_a_damaged_result_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path))
+    assert runs.cached("r", {}, lambda _: 1) == 1
+    (done := runs.run_folder("r", {})/"done.json").write_text("[")
+    for read in (lambda: runs.cached("r", {}, lambda _: 1), runs.finished):
+        with pytest.raises(ValueError, match=f"{done} is no JSON"): read()
+
 def test_runs_that_a_launcher_would_let_wait_for_each_other(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes of a launcher"): runs.cached("r", {}, print)

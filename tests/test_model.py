@@ -1,5 +1,5 @@
 "SPKLIP's parts against their definitions: HSFE, STAR-Net, the loss, the folder a model lives in."
-import copy, json
+import copy, json, os
 from dataclasses import replace
 
 import pytest
@@ -331,6 +331,13 @@ def test_large_maps_learn_by_products_where_convolutions_are_slow(monkeypatch):
         for side in (32, 128): layer(torch.zeros(1, 2, side, side))
     with torch.no_grad(): layer(torch.zeros(1, 2, 128, 128))
     assert used == [(1, 2, 128, 128)]
+
+
+def test_a_full_disk_leaves_no_half_model(tmp_path, monkeypatch):
+    def full(_): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"): build(small()).save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_cuts_its_own_sentences():

@@ -14,6 +14,7 @@ from spklip.baselines import BaselineConfig
 from spklip.data.datasets import SpikeDataset, read_metadata, write_metadata
 from spklip.data.frames import generate_video
 from spklip.data.scenes import SpikeActions, generate
+from spklip.data.streams import StreamError
 from spklip.lab import runs
 from spklip.lab.figures import confusion_counts
 from spklip.lab.runs import side_by_side
@@ -249,6 +250,29 @@ def test_a_folder_belongs_to_one_run(data, tmp_path):
     with pytest.raises(ValueError, match="of another run: its preset.train.epochs is 1, not 2; seed is 0, not 7"): fit(twice, data, tmp_path/"run", seed=7, progress=False)
     other = generate(replace(TINY.scenes, seed=1), tmp_path/"other", progress=False)
     with pytest.raises(ValueError, match="its data is"): fit(once, other, tmp_path/"run", progress=False, device="cpu")
+
+
+def test_a_folder_that_does_not_say_of_which_run_it_is(data, tmp_path):
+    once = replace(TINY, train=replace(TINY.train, epochs=1, batch_size=8))
+    fit(once, data, tmp_path/"run", progress=False, device="cpu")
+    (tmp_path/"run"/"config.json").unlink()
+    with pytest.raises(ValueError, match="has epochs or a model, but no config.json"): fit(once, data, tmp_path/"run", progress=False, device="cpu")
+
+
+def test_a_split_that_is_missing_is_said_before_training(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/"runs"))
+    monkeypatch.setattr(train, "fit", None)
+    untested = copy_of(data, tmp_path/"untested", {"split": lambda r: r["split"].replace("test", "validation")})
+    with pytest.raises(StreamError, match="no clips of split 'test'"): train_and_test(TINY, untested)
+
+
+def test_damaged_files_of_a_run_are_named(data, tmp_path):
+    model = train.new_model(TINY.model, SpikeDataset(data, "train"), None)
+    optimizer = train.make_optimizer(model, TINY.train)
+    train.save_epoch(tmp_path, model, optimizer, [{}])
+    for name, said in (("history.json", "epoch-001/history.json is no JSON"), ("optimizer.safetensors", "epoch-001/optimizer.safetensors cannot be read")):
+        (tmp_path/"epoch-001"/name).write_bytes(b"{")
+        with pytest.raises(ValueError, match=said): train.load_epoch(tmp_path, model, optimizer)
 
 
 def test_two_do_not_train_in_one_folder(data, tmp_path):

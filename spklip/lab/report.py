@@ -52,12 +52,12 @@ PARTS = (
 
 # %% ../../nbs/lab/06_report.ipynb #68d317da
 CAPTIONS = { # figure -> what it shows
-    "table1_spklip_confusion": "SpikeActions, unseen actors: how many clips of each action were given which name, all seeds together.",
+    "table1_spklip_confusion": "SpikeActions, unseen actors: per cent of each action's clips that were given which name, first seed.",
     "table1_spklip_curves": "Loss, validation accuracy and temperature over the epochs, a line a seed.",
     "protocols": "Top-1 of the same models under every protocol, a dot a seed; grey is chance.",
-    "protocols_names": "Class names of HMDB51 as the released code's text path reads them: what comes after the token at which it stops is pale.",
+    "protocols_names": "Class names of UCF101 and HMDB51 as the released code's text path reads them: what comes after the token at which it stops is pale.",
     "zero_shot": "Actions no model was trained on, a dot a seed; grey is chance.",
-    "baselines": "Top-1 of each model after the same short training, mean and 95 % interval over seeds; blue is ordinary video.",
+    "baselines": "Top-1 of each model, mean and 95 % interval over seeds, after as many epochs (one row: four times as many); blue is ordinary video.",
     "ablations": "What each change does to SPKLIP, paired by seed, with 95 % intervals; red is larger than noise.",
     "few_shot_curve": "Top-1 on people who gave no shot, mean and standard deviation over draws of shots.",
     "few_shot_confusion": "Four classes that move most, and all thirty: share of each class's clips that were given which name.",
@@ -67,8 +67,8 @@ CAPTIONS = { # figure -> what it shows
     "gap_statistics": "How often pixels fire in a clip, and how the rate of all pixels moves in time.",
     "gap_maps": "Where clips fire, mean over clips of each kind.",
     "dynamics_heatmaps": "Cosine similarity of a clip's five sub-blocks: features of trained and untrained networks, and controls, for six clips.",
-    "retrieval_curve": "Recall against the size of the gallery, mean and spread over seeds.",
-    "retrieval_sheet": "Five captions and the clips found first by the model of 04_train; green is the caption's class.",
+    "retrieval_curve": "Recall against the size of the gallery, mean and the middle 90 % of galleries drawn at random, all seeds.",
+    "retrieval_sheet": "Five captions and the clips found first by a model of 04_train's settings; green is the very clip, blue another of its class.",
     "retrieval_sheet_printed": "The same captions asked of a model trained with eq. 6 as printed.",
     "retrieval_words": "How often a clip is nearer to its own caption than to one with a single word changed; 50 % is chance.",
     "fsve_steps": "Top-1 of the encoders in spikes against the number of binary steps at test.",
