@@ -10,9 +10,9 @@ __all__ = ['CASES', 'ON_CPU', 'Case', 'apart', 'held', 'peak_memory', 'seconds',
            'bench', 'against_reference', 'changes', 'picture', 'as_markdown', 'write_bench', 'processor']
 
 # %% ../nbs/13_bench.ipynb #f701bf5f
-import ctypes, json, os, re, runpy, tempfile, time
+import ctypes, json, re, runpy, tempfile, time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -24,10 +24,10 @@ import torch.nn.functional as F
 
 from .camera import simulate, tfi, unpack
 from .data.datasets import SpikeDataset, write_metadata
-from .data.streams import SpikeStream, clip_index, count_frames, read_dat, write_dat
+from .data.streams import SpikeStream, clip_index, read_dat, write_dat
 from .fsve import LIF, LIFConfig, lif_by_steps
 from .hsfe import sub_blocks
-from .stcl import SPKLIP, as_spikes, contrastive_loss, contrastive_targets, encode_by_loop, learn_wordpiece, macs
+from .stcl import SPKLIP, contrastive_loss, contrastive_targets, encode_by_loop, learn_wordpiece, macs
 from .lab.processes import device_of
 from .lab.runs import atomic, write_json
 
@@ -341,10 +341,10 @@ def by_faiss(gallery:np.ndarray, queries:torch.Tensor) -> dict: # name -> call
 
 def searching(folder:Path, small:bool, device:str, n:int=100_000) -> Case:
     "The ten most similar of many embeddings, from a file."
-    from spklip.retrieval import search
+    from spklip.retrieval import reserve, search
     n, dim, rng = 2000 if small else n, 512, np.random.default_rng(0)
     path = folder/f"gallery-{n}.npy"
-    file = np.lib.format.open_memmap(path, "w+", np.float32, (n, dim))
+    file = reserve(path, (n, dim))
     for first in range(0, n, 50_000):
         x = rng.standard_normal((min(50_000, n - first), dim), np.float32)
         file[first:first + len(x)] = x/np.linalg.norm(x, axis=1, keepdims=True)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FILES', 'LEFT', 'Ranks', 'ranks', 'recall_at', 'median_rank', 'chance', 'resampled', 'bootstrap', 'log_binomial',
            'recall_in', 'similarity', 'keep_best', 'search', 'embed_texts', 'identity', 'Index', 'open_index', 'stale',
-           'claim', 'begun', 'put', 'embed_clips', 'build_index', 'classify_stream']
+           'claim', 'begun', 'put', 'reserve', 'embed_clips', 'build_index', 'classify_stream']
 
 # %% ../nbs/08_retrieval.ipynb #1b4a8a20
 import json
+import os
 import shutil
 import sys
 import time
@@ -267,6 +268,18 @@ def put(part:Path, folder:Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/08_retrieval.ipynb #9ea3baf1
+def reserve(
+    path:Path,   # .npy
+    shape:tuple, # of the array
+) -> np.memmap:  # float32, blank
+    "A new array on the disk, with the room it will fill: what does not fit is an OSError now, where writing to a map would end the process."
+    file = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    try:
+        with open(path, "r+b") as f:
+            if hasattr(os, "posix_fallocate"): os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+    except OSError as e: path.unlink(); raise OSError(e.errno, e.strerror, str(path)) from None
+    return file
+
 @torch.no_grad()
 def embed_clips(
     model:SPKLIP,
@@ -279,7 +292,8 @@ def embed_clips(
     "Embed what is not embedded yet, and note after each batch what is done."
     done, n, seen = begun(part, of, len(clips)), len(clips), time.time()
     if not done: (part/"index.json").unlink(missing_ok=True) # or it would vouch for the rows that are now blank
-    file = np.lib.format.open_memmap(part/"embeddings.npy", "r+" if done else "w+", np.float32, (n, model.config.star_net.embed_dim))
+    size = n, model.config.star_net.embed_dim
+    file = np.lib.format.open_memmap(part/"embeddings.npy", "r+") if done else reserve(part/"embeddings.npy", size)
     began, before, terminal = seen, done, sys.stderr.isatty()
     with tqdm(total=n, initial=done, desc="index", unit=" clips", leave=False, disable=not (progress and terminal)) as bar:
         for packed in (b["packed"] for b in DataLoader(Subset(clips, range(done, n)), batch)):

@@ -93,6 +93,13 @@ def test_what_view_drew_is_no_evidence_of_the_rows(dat, capsys):
     assert cli.main(["view", dat, *SIZE, "--out", "clip.png"]) == 0 and cli.beside(Path("clip.dat")) is None
     Image.open("clip.png").save("clip.png")
     assert cli.beside(Path("clip.dat")).shape == (6, 7)
+    whole = Path("clip.png").read_bytes()
+    Path("clip.png").write_bytes(whole.replace(b"IDAT", b"\1\2\3\4"))
+    assert cli.beside(Path("clip.dat")) is None # no picture, no evidence
+
+def test_a_name_that_is_no_utf8_is_printed(dat, capsys):
+    os.rename(dat, name := os.fsdecode(b"caf\xe9.dat"))
+    assert cli.main(["info", name, *SIZE]) == 0 and "caf\\udce9.dat" in capsys.readouterr().out
 
 SIZE = "--height", "6", "--width", "7"
 
@@ -120,6 +127,9 @@ SIZE = "--height", "6", "--width", "7"
     (("classify", "clip.dat", *SIZE, "--labels", "a,b", "--model", "nowhere"), "nowhere: no model here"),
     (("reproduce", "--data", "nowhere"), "nowhere"),
     (("reproduce", "--data", "data/{x}"), "{seed} is the only thing in braces that is known"),
+    (("reproduce", "--data", "data/{seed:03d}"), "{seed} is the only thing in braces that is known"),
+    (("data", "check", ".", "--height", "6", "--seed", "3"), "--height and --seed: for what is made, not for check"),
+    (("view", "clip.dat", *SIZE, "--out", "folder.png"), "folder.png: is a directory"),
     (("info", "clip.dat", *SIZE, "--rate", "-100"), "'-100' is no number of frames a second"),
     (("info", ".", *SIZE), ".: a folder, a recording is a file"),
     (("view", "clip.dat", *SIZE, "--frame", "5", "--out", "v.gif"), "--frame is for a .png"),
@@ -132,7 +142,7 @@ SIZE = "--height", "6", "--width", "7"
     ((), "required: COMMAND"),
 ], ids=lambda x: " ".join(x) if isinstance(x, tuple) else "")
 def test_errors_are_one_line(dat, capsys, words, says):
-    open("cut.dat", "wb").write(open(dat, "rb").read()[:-1]); open("empty.dat", "wb")
+    open("cut.dat", "wb").write(open(dat, "rb").read()[:-1]); open("empty.dat", "wb"); os.mkdir("folder.png")
     line = fails(capsys, *words)
     assert says in line and "Traceback" not in line and line.startswith("spklip")
 

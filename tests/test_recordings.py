@@ -405,6 +405,31 @@ def test_lists(tmp_path):
     assert "no such file" in complaint(read_list, tmp_path/"absent.csv").lower()
     assert "has no split" in complaint(plan_samples, [Source(a[0].file, "x", split="test", height=24, width=32), Source(a[1].file, "y", height=24, width=32)], CUT)
 
+
+def test_stretches_of_a_recording_stay_together(tmp_path):
+    "Whatever they are called; where the list says who is seen, that counts."
+    write_dat(tmp_path/"long.dat", noise(400, 8, 8)); write_dat(tmp_path/"other.dat", noise(400, 8, 8))
+    (tmp_path/"list.csv").write_text("file,label,name,start,stop\n" + "".join(f"long.dat,a,part-{i},{100*i},{100*i + 100}\n" for i in range(4)) + "other.dat,a,,,\n")
+    sources = read_list(tmp_path/"list.csv", height=8, width=8)
+    rows = [row for part in plan_samples(sources, Cut(frames=50, height=0, width=0))[0] for row in part]
+    assert {r["group"] for r in rows} == {"long", "other"} and all(len({r["split"] for r in rows if r["group"] == g}) == 1 for g in ("long", "other"))
+    plain = [replace(s, group="") for s in sources] # not from a list
+    assert {row["group"] for part in plan_samples(plain, Cut(frames=50, height=0, width=0))[0] for row in part} == {"long", "other"}
+
+
+def test_what_was_drawn_is_not_cut_into(tmp_path):
+    write_dat(tmp_path/"a.dat", noise(60, 8, 8))
+    (tmp_path/"set").mkdir(); (tmp_path/"set"/"settings.json").write_text("{}")
+    assert "holds SpikeActions" in complaint(slice_recordings, [Source(tmp_path/"a.dat", "a", height=8, width=8)], tmp_path/"set", Cut(frames=50, height=0, width=0))
+
+
+def test_metadata_is_read_once_and_seen_when_it_changes(tmp_path):
+    row = lambda name, width: json.dumps(dict(file=name, height=8, width=width)) + "\n"
+    (tmp_path/"metadata.jsonl").write_text(row("a.dat", 8) + row("b.dat", 16))
+    assert [metadata_of(tmp_path/f"{n}.dat").get("width") for n in "abc"] == [8, 16, None]
+    (tmp_path/"metadata.jsonl").write_text(row("a.dat", 24))
+    assert metadata_of(tmp_path/"a.dat")["width"] == 24
+
 def test_samples_of_two_recordings_may_not_share_names(tmp_path):
     sources = films(tmp_path/"films")
     assert "give one of them a name" in complaint(plan_samples, [Source(s.file, "all", height=24, width=32) for s in sources], CUT)

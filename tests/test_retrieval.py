@@ -440,3 +440,13 @@ def test_ctrl_c_while_indexing(tiny, monkeypatch, capsys):
     part, = (tiny/"index").iterdir()
     assert part.suffix == ".part" and json.loads((part/"index.json").read_text())["done"] == 8
     assert "12 clips" in run(capsys, "index", tiny)[0] and not part.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+def test_room_on_the_disk_is_taken_before_hours_are_spent(tmp_path, monkeypatch):
+    file = retrieval.reserve(tmp_path/"a.npy", (1000, 256))
+    assert file.shape == (1000, 256) and not file.any() and (tmp_path/"a.npy").stat().st_blocks*512 >= 1000*256*4
+    def full(*_): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left") as e: retrieval.reserve(tmp_path/"b.npy", (1000, 256))
+    assert e.value.filename == str(tmp_path/"b.npy") and not (tmp_path/"b.npy").exists()

@@ -61,6 +61,14 @@ def test_what_is_no_video_is_named(tmp_path):
         with pytest.raises(StreamError) as e: decode(tmp_path/name)
         assert name in str(e.value) and "\n" not in str(e.value)
 
+@pytest.mark.parametrize("frames", [2, 5, 60])
+def test_what_declares_seconds_and_no_frames_is_whole_or_named(tmp_path, frames):
+    path = film(tmp_path/"a.mkv", images(frames))
+    assert length(path) == frames
+    if frames < 60: return
+    path.write_bytes(path.read_bytes()[:path.stat().st_size*6//10])
+    with pytest.raises(StreamError, match=r"a.mkv: cut short, \d\.\d of the 2.4 seconds it declares"): length(path)
+
 def test_resample_keeps_means_edges_and_identity():
     x = np.random.default_rng(0).uniform(0, 255, (3, 40, 60))
     assert np.allclose(resample(x, 40, 60), x, atol=1e-3)

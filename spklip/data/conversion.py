@@ -13,10 +13,11 @@ import re
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor
 from contextlib import closing, contextmanager
-from csv import reader
+from csv import Error as CSVError, reader
+from errno import ENAMETOOLONG
 from io import StringIO
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -29,7 +30,7 @@ from joblib import Parallel, delayed
 from ..camera import SpikeCamera
 from .datasets import METADATA, UNUSED, assign_splits, read_metadata, read_unused, write_lines, write_metadata
 from .interpolation import METHODS, blend_spikes, in_between, interpolator, kept_of
-from .streams import StreamError, atomic, clip_index, count_frames, look_of, write_dat
+from .streams import StreamError, clip_index, count_frames, look_of, write_dat
 from .video import VideoClip, frame_rate, key_frames, length, list_fields
 
 # %% ../../nbs/data/05_conversion.ipynb #fa7fdc6b
@@ -100,7 +101,7 @@ def make_clip(
     folder:Path,    # the data set's folder
 ) -> dict:          # its metadata row
     "Make one clip's recording and return its metadata row; the file appears whole or not at all."
-    seed = zlib.crc32(f"{how.seed} {clip.name}".encode())
+    seed = zlib.crc32(f"{how.seed} {clip.name}".encode(errors="surrogateescape")) # a file's name may be no UTF-8
     if callable(clip.video): chunks = encode(clip.video(how.height, how.width), how, seed)
     else: chunks = encode(key_frames(clip.video, how.height, how.width, how.fit, how.gamma), how, seed, length(clip.video) if how.frames == "clip" else None)
     fps = clip.fps or frame_rate(clip.video)
@@ -123,9 +124,10 @@ def _lines(path):
         if isinstance(found, dict): yield found
 
 def _journal(folder):
-    "Files that were begun, and the rows of those that were finished, by file."
+    "Files that were begun and not left as they were, and the rows of those that were finished, by file."
     notes = [note for path in sorted(folder.glob(".journal.*.jsonl")) for note in _lines(path)]
-    return {n["begun"] for n in notes if "begun" in n}, {n["row"]["file"]: n["row"] for n in notes if "row" in n}
+    files = lambda what: {n[what] for n in notes if what in n}
+    return files("begun") - files("left"), {n["row"]["file"]: n["row"] for n in notes if "row" in n}
 
 # %% ../../nbs/data/05_conversion.ipynb #6637b44d
 def _holds(row, clip, how, folder):
@@ -212,9 +214,10 @@ def _work(clip, how, folder, turn, threads=None):
     if (folder/TURN).read_text() != turn: raise OSError(f"{folder}: another conversion has taken over")
     _note(folder, begun=f"{clip.name}.dat")
     try: row = make_clip(clip, how, folder)
-    except StreamError as e: return clip.name, None, _why(clip, str(e))
-    except OSError: raise
-    except Exception as e: return clip.name, None, _why(clip, f"{type(e).__name__}: {e}")
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno != ENAMETOOLONG: raise
+        _note(folder, left=f"{clip.name}.dat") # an older recording is what it was
+        return clip.name, None, _why(clip, str(e) if isinstance(e, StreamError) else f"{type(e).__name__}: {e}")
     _note(folder, row=row)
     return clip.name, row, None
 
@@ -284,7 +287,7 @@ def convert(
     for c in clips:
         if c.name in named: raise ValueError(f"two clips share the name {c.name!r}: {named[c.name].source} and {c.source}")
         named[c.name] = c
-    interpolator(how.interpolate)  # a package that is missing is said now, not once a clip
+    interpolator(how.interpolate, "cpu" if scheduler else how.device)  # what is missing is said now, not once a clip
     _refuse_others(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _sole_writer(folder) as turn, workers(jobs, backend, scheduler) as run:
@@ -346,6 +349,8 @@ def video_folder(
 ) -> list[VideoClip]:        # for `convert`
     "A folder of videos named as HMDB51's or UCF101's, or in a folder a class."
     rows = [dict(file=str(f.relative_to(folder))) | dict(zip(("label", "group"), parse_name(f.absolute()))) for f in _videos(folder)]
+    for r in rows:
+        if _NAMES[0].fullmatch(Path(r["file"]).stem): r["group"] = r["group"].removeprefix(f"{r['label']}/") # a film of HMDB51 may show several classes
     return [VideoClip(Path(folder)/r["file"], r["file"].rsplit(".", 1)[0].replace("/", "_"), r["label"], readable(r["label"]), readable(r["label"]),
                       r["group"], r["split"], r["file"]) for r in assign_splits(rows, validation, test, seed=seed)]
 
@@ -397,11 +402,14 @@ def with_prompts(
     clips:list[VideoClip],  # of any source
     path,                   # a CSV file: class, sentence; "Brush hair", "brush_hair" and "BrushHair" are one class
 ) -> list[VideoClip]:       # the same, with those sentences as prompts and captions
-    "Put a sentence in the place of each class name. Raises `StreamError` for a class that has none, or two, and for a file that is not UTF-8."
+    "Put a sentence in the place of each class name. Raises `StreamError` for a class that has none, or two, for a line of other than two fields, and for a file that is not UTF-8."
     plain, said = lambda name: re.sub(r"[\W_]+", "", name.casefold()), {}
     try: text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as e: raise StreamError(f"{path}: not UTF-8 at byte {e.start:,}") from None
-    for line in reader(StringIO(text, newline="")):
-        if len(line) > 1 and said.setdefault(plain(line[0]), line[1].strip()) != line[1].strip(): raise StreamError(f"{path}: two sentences for {line[0]}")
+    try: lines = [line for line in reader(StringIO(text, newline=""), strict=True) if line]
+    except CSVError as e: raise StreamError(f"{path}: no CSV ({e})") from None
+    for line in lines:
+        if len(line) != 2: raise StreamError(f"{path}: {len(line)} fields in {','.join(line)!r}, expected a class and its sentence, in quotes where it has a comma")
+        if said.setdefault(plain(line[0]), line[1].strip()) != line[1].strip(): raise StreamError(f"{path}: two sentences for {line[0]}")
     if lacking := sorted({c.label for c in clips if not said.get(plain(c.label))}): raise StreamError(f"{path}: no sentence for {', '.join(lacking)}")
     return [replace(c, prompt=said[plain(c.label)], caption=said[plain(c.label)]) for c in clips]

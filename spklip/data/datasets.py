@@ -60,7 +60,8 @@ def read_unused(
 ) -> list[dict]:  # rows
     "The recordings that lie in a data set's folder and do not belong to it now: another list asked for them, or what they were cut from cannot be read."
     path = Path(folder)/UNUSED
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    try: return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as e: raise StreamError(f"{path}: not JSON lines ({e})") from None
 
 # %% ../../nbs/data/01_datasets.ipynb #8ebc8d7c
 def read_metadata(

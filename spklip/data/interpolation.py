@@ -179,10 +179,11 @@ def interpolator(
     method:str="blend", # one of METHODS
     device="cpu",       # where RIFE works, a torch device; the others work on the CPU
 ) -> Callable:          # between(a, b, factor) -> uint8 [...,factor,H,W], from uint8 [...,H,W] each; the first is `a`
-    "What makes the frames between two. Raises `ImportError` where a package is missing."
+    "What makes the frames between two. Raises `ImportError` where a package is missing, ValueError where the GPU is."
     if method not in METHODS: raise ValueError(f"interpolation is {method!r}: there are {', '.join(METHODS)}")
     if method == "blend": return blend
     if method == "flow": needed("cv2", FLOW)
+    if method == "rife" and torch.device(device).type == "cuda" and not torch.cuda.is_available(): raise ValueError(f"device is {str(device)!r}, and there is no GPU")
     return partial(each_pair, flow if method == "flow" else rife(str(device)))
 
 # %% ../../nbs/data/04_interpolation.ipynb #2bf4f032

@@ -19,6 +19,7 @@ import time
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 import numpy as np
 from filelock import FileLock
@@ -38,6 +39,13 @@ def _as_said(known, where):
         known[name] = bool(value) if name == "flip_rows" else value if name == "rate_hz" else int(value)
     return known
 
+@lru_cache(maxsize=4)
+def _rows_of(path, size, changed): # read once, while size and time stay
+    "Each file's line and row of a metadata.jsonl."
+    try: rows = [json.loads(line) for line in path.read_text(encoding="utf8").split("\n") if line.strip()]
+    except ValueError as e: raise StreamError(f"{path}: not JSON lines ({e})") from None
+    return {row.get("file"): (number, row) for number, row in reversed(list(enumerate(rows, 1))) if isinstance(row, dict)}
+
 def metadata_of(
     path,     # a recording
 ) -> dict:    # its row, or {} where it belongs to no data set
@@ -45,11 +53,9 @@ def metadata_of(
     path = Path(os.path.abspath(path)) # without "..", and links stay links
     for folder in path.parents[:3]:
         if not (folder/METADATA).is_file(): continue
-        try: rows = [json.loads(line) for line in (folder/METADATA).read_text(encoding="utf8").split("\n") if line.strip()]
-        except ValueError as e: raise StreamError(f"{folder/METADATA}: not JSON lines ({e})") from None
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or row.get("file") != path.relative_to(folder).as_posix(): continue
-            return _as_said(row, f"{folder/METADATA}: line {number}")
+        now = (folder/METADATA).stat()
+        number, row = _rows_of(folder/METADATA, now.st_size, now.st_mtime_ns).get(path.relative_to(folder).as_posix(), (0, None))
+        if row: return _as_said(row, f"{folder/METADATA}: line {number}")
     return {}
 
 # %% ../../nbs/data/06_recordings.ipynb #750c8cf3
@@ -436,8 +442,9 @@ def read_list(
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")) if listed else filter(str.strip, text.split("\n")), 1): # others of Unicode's line ends may stand in a caption
             row = row if listed else json.loads(row)
             row = {k: _typed(k, v) for k, v in row.items() if v not in ("", None)}
-            sources.append(Source(**given | row | dict(file=path.parent/row["file"], name=row.get("name", str(Path(row["file"]).with_suffix(""))))))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+            own = str(Path(row["file"]).with_suffix(""))
+            sources.append(Source(**given | dict(group=own, name=own) | row | dict(file=path.parent/row["file"])))
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
         raise StreamError(f"{path}: recording {max(number, 1)} is not one ({type(e).__name__}: {e}); it needs file and label, and may have {', '.join(_TYPES)}, group, prompt, caption, split, key") from None
     if not sources: raise StreamError(f"{path}: lists no recordings")
     return sources
@@ -450,7 +457,8 @@ def folder_sources(
     folder = Path(folder)
     files = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix.lower() in (".dat", ".npy", ".npz") and len(f.relative_to(folder).parts) > 1)
     if not files: raise StreamError(f"{folder}: no recordings in folders named after classes")
-    return [Source(folder/f, **{"label": f.parts[0], "group": f.parts[1] if len(f.parts) > 2 else ""} | given | {"name": str(f.with_suffix(""))}) for f in files]
+    own = [str(f.with_suffix("")) for f in files]
+    return [Source(folder/f, **{"label": f.parts[0], "group": f.parts[1] if len(f.parts) > 2 else name} | given | {"name": name}) for f, name in zip(files, own)]
 
 # %% ../../nbs/data/06_recordings.ipynb #5accb20a
 def _shares(sources, per_class):
@@ -465,14 +473,14 @@ def _mark(source, recording, cut):
     return (f"spklip.data.recordings {look_of(source.file)} key={source.key or ''} size={recording.height}x{recording.width} "
             f"flip_rows={recording.flip_rows} crop={cut.height or recording.height}x{cut.width or recording.width} mask={mask}")
 
-def _own(source):
-    "What a recording is called: its group, where it has no other."
-    return source.name or source.file.stem
+def _group(source):
+    "Whose samples belong in one split: those of one person, else of one recording, whatever its stretches are called."
+    return source.group or source.file.stem
 
 def _stem(source):
     "What the names of a recording's samples begin with."
     plain = lambda text: re.sub(r"[^\w.-]+", "_", text)
-    return f"{plain(source.label)}/{plain(_own(source).removeprefix(f'{source.label}/'))}"
+    return f"{plain(source.label)}/{plain((source.name or source.file.stem).removeprefix(f'{source.label}/'))}"
 
 def _samples(source, cut, count):
     "Metadata rows of one recording's samples."
@@ -485,7 +493,7 @@ def _samples(source, cut, count):
     except StreamError as e: raise StreamError(f"{source.file}: {e}") from None
     prompt, mark = source.prompt or f"a video of {source.label.replace('_', ' ')}", _mark(source, recording, cut)
     common = dict(height=height, width=width, frames=cut.frames, rate_hz=float(source.rate_hz or recording.rate_hz or 20000), flip_rows=False, label=source.label,
-                  prompt=prompt, caption=source.caption or prompt, group=source.group or _own(source), split=source.split, source=source.file.name)
+                  prompt=prompt, caption=source.caption or prompt, group=_group(source), split=source.split, source=source.file.name)
     return [dict(file=f"{_stem(source)}_{s:06d}.dat", **common, start=s, made_by=f"{mark} start={s} frames={cut.frames}") for s in (source.start + at for at in starts)]
 
 # %% ../../nbs/data/06_recordings.ipynb #321a9102
@@ -493,7 +501,7 @@ def _absent(sources, plan, counts):
     "What stands for the recordings that cannot be read now when splits are drawn, so that the others' do not change once they can: as many samples as they will have, or as others have."
     others = sorted(len(part) for part in plan if part)
     usual = others[len(others)//2] if others else 1
-    return [dict(file=f"{s.file} {i}", label=s.label, group=s.group or _own(s)) for s, part, n in zip(sources, plan, counts) if not part for i in range(usual if n is None else n)]
+    return [dict(file=f"{s.file} {i}", label=s.label, group=_group(s)) for s, part, n in zip(sources, plan, counts) if not part for i in range(usual if n is None else n)]
 
 def plan_samples(
     sources:list[Source],   # the recordings
@@ -525,7 +533,6 @@ def _write_sample(recording, row, bad, folder):
         for bits in recording.chunks(row["start"], row["start"] + row["frames"]):
             if bad is not None: bits = mend(bits, bad)
             yield centre_crop(bits, (recording.height, recording.width), (row["height"], row["width"]))
-    (folder/row["file"]).parent.mkdir(parents=True, exist_ok=True)
     write_dat(folder/row["file"], pieces(), row["height"], row["width"])
 
 def _done(folder, rows, lost):
@@ -578,6 +585,7 @@ def slice_recordings(
 ) -> list[dict]:           # the failures, file and reason; also in `failed.jsonl`
     "Cut recordings into a data set; may be stopped and run again."
     folder = Path(folder)
+    if (folder/"settings.json").exists(): raise StreamError(f"{folder}: holds SpikeActions, no samples of recordings; choose an empty or a new folder")
     plan, failed = plan_samples(sources, cut, **split)
     rows = [row for part in plan for row in part]
     for row in rows: # before hours are spent

@@ -711,7 +711,8 @@ def claim(config, folder, **more): # more settings
     settings = dict(settings_of(config), made_by=f"spklip SpikeActions {fingerprint(config)}", **more)
     mark = folder/"settings.json"
     if mark.exists():
-        found = json.loads(mark.read_text())
+        try: found = json.loads(mark.read_text())
+        except ValueError as e: raise StreamError(f"{mark}: no JSON ({e}); delete {folder} or choose another folder") from None
         if found == settings: return
         changed = ", ".join(f"{k} {found.get(k)} -> {settings.get(k)}" for k in settings | found if found.get(k) != settings.get(k) and k != "made_by")
         raise StreamError(f"{folder}: holds SpikeActions of other settings ({changed or 'an older drawing'}); delete it or choose another folder")

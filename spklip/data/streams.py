@@ -7,8 +7,7 @@ __all__ = ['SENSORS', 'StreamError', 'frame_bytes', 'sizes_that_fit', 'count_fra
            'write_dat', 'SpikeStream', 'clip_index']
 
 # %% ../../nbs/data/00_streams.ipynb #05ab580c
-import os, zlib
-from collections.abc import Iterable
+import errno, os, zlib
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
@@ -96,8 +95,10 @@ def atomic(
     path,            # where the file shall be
     mode:str="wb",   # of `open`
 ):                   # the open file
-    "Write a file whole or not at all: a neighbour is written, flushed to disk, then renamed."
+    "Write a file whole or not at all: a neighbour is written, flushed to disk, then renamed; its folder is made."
     path = Path(path)
+    if path.is_dir(): raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, mode) as f:

@@ -26,19 +26,20 @@ def _shown(frame, aspect, format):
 
 def _pictures(path):
     "The frames of a video, each a function of a pixel format; a file that is no whole video is a `StreamError`, at its end if not before."
-    path, n = Path(path), 0
+    path, n, at = Path(path), 0, 0
     if not path.is_file(): raise StreamError(f"{path}: no such video")
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video: raise StreamError(f"{path}: {path.stat().st_size:,} bytes without a video stream")
             stream = container.streams.video[0]
             for frame in container.decode(stream):
-                n += 1
+                n, at = n + 1, frame.time or at
                 yield partial(_shown, frame, stream.sample_aspect_ratio or 1)
-            declared = stream.frames
+            declared, seconds = stream.frames, (container.duration or 0)/av.time_base
     except (av.error.FFmpegError, OSError) as e: raise StreamError(f"{path}: {path.stat().st_size:,} bytes, not a whole video ({e.strerror or e})") from None
     if not n: raise StreamError(f"{path}: {path.stat().st_size:,} bytes without a frame")
     if n < 0.9*declared: raise StreamError(f"{path}: cut short, {n} frames of the {declared} it declares")
+    if not declared and n > 1 and (end := at*n/(n - 1)) < 0.9*seconds: raise StreamError(f"{path}: cut short, {end:.1f} of the {seconds:.1f} seconds it declares") # .mkv, .webm
 
 def frames_of(
     path,  # any video PyAV opens

@@ -30,7 +30,7 @@ def beside(path:Path): # the picture of the same scene that lies beside a record
     if not path.with_suffix(".png").is_file(): return None
     try:
         with Image.open(path.with_suffix(".png")) as image: return None if image.info.get("Software") == "spklip view" else np.asarray(image.convert("L"), np.float32)
-    except OSError: return None # no image: no evidence either
+    except (OSError, SyntaxError, Image.DecompressionBombError): return None # no image: no evidence either
 
 def info(args) -> None:
     "spklip info FILE: size, duration, firing rate, saturated, silent and defective pixels."
@@ -138,6 +138,8 @@ def data(args) -> int|None: # exit code
     "spklip data KIND FOLDER: make SpikeActions, Weizmann or ARID, or check what is in a folder."
     drawn = {name: getattr(args, name) for name in ("preset", "classes", "domain", "device") if getattr(args, name)}
     if drawn and args.kind != "spike-actions": raise ValueError(f"--{' and --'.join(drawn)}: for spike-actions, not {args.kind}")
+    given = [name for name in ("height", "width", "seed") if getattr(args, name)]
+    if given and args.kind == "check": raise ValueError(f"--{' and --'.join(given)}: for what is made, not for check")
     if args.source and args.kind not in ("weizmann", "arid"): raise ValueError(f"--source {args.source}: for weizmann and arid, not {args.kind}")
     if args.kind == "check": return check(args.folder)
     if args.kind == "spike-actions":
@@ -231,6 +233,7 @@ Exit code: 0 all clips are made; 1 some could not be, see failed.jsonl; 2 nothin
     from spklip.data.conversion import Encoding, convert
     from spklip.data.datasets import read_metadata, summary
     from spklip.data.streams import StreamError
+    if args.device != "cpu" and args.interpolate != "rife": raise ValueError(f"--device {args.device}: for --interpolate rife, {args.interpolate} computes on the CPU")
     clips, out, factor = clips_of(args), Path(args.out), args.factor or KINDS.get(args.what[0], 10)
     others = {r["file"] for r in read_metadata(out)} - {f"{c.name}.dat" for c in clips} if (out/"metadata.jsonl").exists() and not args.splits else ()
     if others: raise StreamError(f"{out}: holds {len(others)} other recordings; give all videos of a data set in one command, or another --out")
@@ -419,10 +422,9 @@ def on_own_data(args) -> tuple: # the main notebook's parameters, what is added 
     values, name = {"start": at(model_at(args.start))} if args.start else {}, args.name or ""
     if args.data:
         from spklip.data.datasets import read_metadata
-        try: folders = [args.data.format(seed=seed) for seed in range(args.seeds or 1)]
+        try: folders, name = [args.data.format(seed=seed) for seed in range(args.seeds or 1)], name or Path(args.data.format(seed="")).absolute().name.strip("-_")
         except (KeyError, IndexError, ValueError): raise ValueError(f"--data {args.data}: {{seed}} is the only thing in braces that is known") from None
         for folder in folders: read_metadata(folder) # now, not in the notebook's fifth cell
-        name = name or Path(args.data.format(seed="")).absolute().name.strip("-_")
         values["data"] = at(args.data)
     return values | ({"name": name} if name else {}), name
 
@@ -671,7 +673,7 @@ def one_line(
         said = " ".join(f"{error.ename} {error.evalue}".split())
         return f"cell [{error.exec_count}] failed: {said}; the executed notebook, outputs/<preset>/notebooks, shows where"
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror: return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror
+    if isinstance(error, OSError) and error.strerror: return f"{error.filename2 or error.filename}: {error.strerror.lower()}" if error.filename else error.strerror
     return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
 # %% ../../nbs/lab/04_cli.ipynb #5f9346b7
@@ -686,6 +688,7 @@ def main(
     argv:list[str]|None=None, # arguments; those of the process when None
 ) -> int:                     # exit code
     "The `spklip` command."
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace") # a file's name may be no UTF-8
     try: args = parser().parse_args(argv)
     finally: let_go() # --help may have nobody who reads it
     goes_on = "; the same command goes on from here" if args.command in RESUMED else ""
