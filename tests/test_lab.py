@@ -1,6 +1,7 @@
 "The lab: parameters, cached runs, verdicts, manifests, and a whole `spklip reproduce` on a project of two cells."
 import hashlib, json, os, platform, signal, statistics, subprocess, sys, threading, time
 from dataclasses import make_dataclass
+from functools import partial
 import nbformat, pytest
 from hypothesis import given, settings, strategies as st
 from spklip.data.datasets import FIELDS
@@ -36,6 +37,22 @@ def test_run_sets_parameters_and_leaves_no_trace(tmp_path):
     notebook = nbformat.read(done, 4)
     assert notebook.cells[-1].outputs[0].text == f"it's 2.5 {ROOT}\n"
     assert "papermill" not in notebook.metadata and all(set(c.metadata) <= {"tags"} for c in notebook.cells)
+
+def test_a_kernel_that_does_not_start_is_started_once_more(tmp_path, monkeypatch):
+    "Not for ever, and not one that dies later."
+    import papermill
+    path, starts = write(tmp_path/"n.ipynb", "a = 1"), []
+    def start(said, dies, *words, **more):
+        starts.append(said)
+        if len(starts) <= dies: raise RuntimeError(said)
+        nbformat.write(nbformat.read(path, 4), words[1])
+    for said, dies, tries in (("Kernel died before replying to kernel_info", 1, 2), ("Kernel died before replying to kernel_info", 9, 2), ("Kernel died", 9, 1)):
+        starts.clear()
+        monkeypatch.setattr(papermill, "execute_notebook", partial(start, said, dies))
+        if dies == 1: assert notebooks.run_notebook(path, tmp_path/"out.ipynb").exists()
+        else:
+            with pytest.raises(RuntimeError, match=said): notebooks.run_notebook(path, tmp_path/"out.ipynb")
+        assert len(starts) == tries
 
 def test_failing_cell_raises(tmp_path):
     with pytest.raises(Exception, match="no light") as failed:

@@ -82,9 +82,13 @@ def run_notebook(
     out, part = Path(out), Path(out).with_name(f".{Path(out).name}"); out.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found") # tqdm's, and stored with the path it is installed in
     shown = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if live else {}
+    execute = lambda: papermill.execute_notebook(str(path), str(part), parameters=parameters, cwd=str(root()), progress_bar=False,
+                                                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"], **shown) # else each run warns about TCP
     try:
-        papermill.execute_notebook(str(path), str(part), parameters=parameters, cwd=str(root()), progress_bar=False,
-                                   extra_arguments=["--IPKernelApp.log_level=CRITICAL"], **shown) # else each run warns about TCP
+        try: execute()
+        except RuntimeError as error: # of kernels that start at once, one may find its port taken by another
+            if "died before replying" not in str(error): raise
+            execute()
         nbformat.write(without_traces(stored(part)), part)
         os.replace(part, out)
     except papermill.PapermillExecutionError as error:
