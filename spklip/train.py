@@ -260,6 +260,7 @@ class Evaluation:
         return dict(top1=self.top(1), top5=self.top(5), in_batch=in_batch, chance=1/len(self.classes), in_batch_chance=lucky,
                     clips=len(self.labels))
 
+# %% ../nbs/04_train.ipynb #063decb8
 def fits(model:SPKLIP, dataset:SpikeDataset) -> None:
     "Raise ValueError for clips of another size than the model's: packed bits do not tell."
     if (dataset.height, dataset.width) != (model.config.height, model.config.width):
