@@ -62,7 +62,7 @@ def test_failing_cell_raises(tmp_path):
 def test_problems_are_seen(tmp_path):
     path = write(tmp_path/"n.ipynb", "a = 1", "import os\nx = 2", "#| export\n" + "y = 1\n"*50, f"where = '{ROOT}'")
     found = "; ".join(notebooks.problems(path, limit=100))
-    for words in ("more than 100", "imports and other code in the cell `import os`", "50 lines in an exported cell", "without outputs", "folder of this machine"):
+    for words in ("more than 100", "imports and other code in the cell `import os`", "51 lines in an exported cell", "without outputs", "folder of this machine"):
         assert words in found
     notebook = nbformat.read(path, 4)
     notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text="skipped from here on: a package")]

@@ -153,8 +153,7 @@ def problems(
     for cell in code:
         first = cell.source.strip().splitlines()[0] if cell.source.strip() else "(empty cell)"
         if mixes_imports(cell): found.append(f"imports and other code in the cell `{first}`")
-        body = source(cell).strip().splitlines()
-        if "#| export" in cell.source and len(body) > lines: found.append(f"{len(body)} lines in an exported cell that starts `{body[0]}`")
+        if "#| export" in cell.source and (n := len(cell.source.strip().splitlines())) > lines: found.append(f"{n} lines in an exported cell that starts `{source(cell).strip().splitlines()[0]}`")
     outputs = [o for c in code for o in c.outputs]
     if not outputs: found.append("stored without outputs")
     found += [f"stored with an error: {o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]
