@@ -24,12 +24,16 @@ import torch.nn.functional as F
 
 from .camera import simulate, tfi, unpack
 from .data.datasets import SpikeDataset, write_metadata
+from .data.scenes import SpikeActions, frame_capsules, paint, pile, read_frames, take
 from .data.streams import SpikeStream, clip_index, read_dat, write_dat
 from .fsve import LIF, LIFConfig, lif_by_steps
 from .hsfe import sub_blocks
 from .stcl import SPKLIP, contrastive_loss, contrastive_targets, encode_by_loop, learn_wordpiece, macs
+from .retrieval import reserve, search
+from .train import has_bf16, preset_of
 from .lab.processes import device_of
 from .lab.runs import atomic, write_json
+from .lab.tables import commit, installed, machine
 
 # %% ../nbs/13_bench.ipynb #8e997db6
 @dataclass(frozen=True)
@@ -91,8 +95,7 @@ def machine_rates(
     runs:int=9,
 ) -> dict:           # copy: bytes a second, read and written; float32 and, where the device computes in it, bfloat16: operations a second
     "What this machine does when it only copies, or only multiplies: matrices or, where that is faster, a plain convolution (on a GPU in TF32, torch's default for these)."
-    from spklip.train import has_bf16
-    one = torch.ones(64 << 20, dtype=torch.uint8, device=device); other = torch.empty_like(one)
+    one = torch.ones((64 if device == "cpu" else 2048) << 20, dtype=torch.uint8, device=device); other = torch.empty_like(one) # a GPU copies 64 MB in its cache
     best = lambda call: min(seconds(call, device) for _ in range(runs))
     found = dict(copy=2*one.numel()/best(lambda: other.copy_(one)))
     for kind in [torch.float32] + [torch.bfloat16]*has_bf16(torch.device(device)): # elsewhere a product in it may take a minute
@@ -214,7 +217,6 @@ def by_distance(image:np.ndarray, ends:np.ndarray, radius:np.ndarray, shade:np.n
 
 def rendering(folder:Path, small:bool, device:str) -> Case:
     "A person of SpikeActions, painted."
-    from spklip.data.scenes import SpikeActions, frame_capsules, paint, pile, read_frames, take
     size, frames = ((60, 80), 20) if small else ((240, 320), 250)
     config = SpikeActions(height=size[0], width=size[1])
     shot = take(config, 0)
@@ -228,7 +230,6 @@ def rendering(folder:Path, small:bool, device:str) -> Case:
 # %% ../nbs/13_bench.ipynb #f24482fb
 def model_of(size:str, device:str) -> tuple: # SPKLIP, clips in a batch
     "An untrained model of a preset's size."
-    from spklip.train import preset_of # here, because accelerate takes a second to import
     torch.manual_seed(0)
     preset = preset_of(size)
     return SPKLIP(preset.model, learn_wordpiece(["a person waves"])).to(device), preset.train.batch_size
@@ -274,7 +275,6 @@ def a_step(model:SPKLIP, embed:Callable, bf16:bool, kind:str) -> Callable: # () 
 
 def training(folder:Path, small:bool, device:str, size:str="laptop", frugal:bool=False) -> Case:
     "A step of a batch."
-    from spklip.train import has_bf16
     size = "smoke" if small else size
     model, batch = model_of(size, device)
     n = 4 if small else batch if device != "cpu" or size != "paper" else 1 if frugal else 2
@@ -306,7 +306,7 @@ def other_neurons() -> dict: # library -> LIF with eq. 7's constants, of [T,...]
         import snntorch
         leaky = snntorch.Leaky(beta=.25, threshold=.5, reset_mechanism="zero") # its reset comes a step later
         def steps(x):
-            u, spikes = leaky.init_leaky(), []
+            u, spikes = leaky.to(x.device).init_leaky(), []
             for current in x.unbind():
                 spike, u = leaky(current, u)
                 spikes.append(spike)
@@ -341,7 +341,6 @@ def by_faiss(gallery:np.ndarray, queries:torch.Tensor) -> dict: # name -> call
 
 def searching(folder:Path, small:bool, device:str, n:int=100_000) -> Case:
     "The ten most similar of many embeddings, from a file."
-    from spklip.retrieval import reserve, search
     n, dim, rng = 2000 if small else n, 512, np.random.default_rng(0)
     path = folder/f"gallery-{n}.npy"
     file = reserve(path, (n, dim))
@@ -399,7 +398,6 @@ def bench(
     tell:Callable=print, # what to do with a line
 ) -> tuple:              # rows, rates of the machine
     "Time the cases one after the other. Raises ValueError for a name that no case has, and for a GPU that is not there."
-    from spklip.train import has_bf16
     device_of(device)
     known = [name for name in CASES if (device == "cpu" or not name.startswith(ON_CPU)) and ("bf16" not in name or has_bf16(torch.device(device)))]
     if unknown := [o for o in only or [] if not o or not any(name.startswith(o) for name in known)]: raise ValueError(f"no case begins with {unknown[0]!r}; there are: {'; '.join(known)}")
@@ -476,7 +474,6 @@ def write_bench(
     device:str="cpu",
 ) -> Path:             # the table
     "bench.csv, .md, .png and .json (the machine, the packages, the date) in a folder, or bench-cuda.* of a GPU."
-    from spklip.lab.tables import commit, installed, machine
     folder, name = Path(folder), "bench" if device == "cpu" else f"bench-{torch.device(device).type}"
     with atomic(folder/f"{name}.csv") as part: pd.DataFrame(rows).to_csv(part, index=False)
     with atomic(folder/f"{name}.md") as part: part.write_text(as_markdown(rows) + "\n")

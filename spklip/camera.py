@@ -404,10 +404,10 @@ def seconds(
 
 # %% ../nbs/00_spike_camera.ipynb #77c1d0e4
 def raise_threshold(
-    spikes,    # uint8 0/1, array or tensor [T,...]
+    spikes,    # uint8 0/1 or bool, array or tensor [T,...]
     times:int, # k, how much higher the threshold is
     held=0,    # spikes each pixel's charge is worth at the start, whole numbers from 0 to k-1 [...]
-):             # uint8 0/1 [T,...]
+):             # the same kind, [T,...]
     "What the same camera sends at k times its threshold (A.8.2): every k-th spike of a pixel. Raises `ValueError` for k below 1."
     if times < 1: raise ValueError(f"times is {times}: a threshold is raised 1 time or more")
     counts = torch.cumsum(spikes, 0, dtype=torch.int32) if isinstance(spikes, Tensor) else spikes.cumsum(0, dtype=np.int32)
@@ -442,7 +442,7 @@ def tfp_torch(spikes, back, ahead):
 
 # %% ../nbs/00_spike_camera.ipynb #4e07936d
 def tfp(
-    spikes,         # uint8 0/1 or bool, array or tensor [T,...,H,W]
+    spikes,         # uint8 0/1 or bool, array or tensor [T,...,H,W]; at one moment float is taken too
     t:int|None=None,# the moment, a frame number; None is every frame
     window:int=61,  # frames (61 is a sub-block of eq. 2)
 ):                  # firing rate, spikes per frame, float32 [...,H,W], or [T,...,H,W] for every frame

@@ -169,12 +169,10 @@ def trunk_formula(f:Formula) -> tuple: # channels and size of the maps that reac
         size = f.conv(name + f.of_conv, n_in, n_out, size, 3, 2 if i == 0 and c.stem_stride > 1 else 1)
         if i == 2 and c.stem_stride == 4: size = tuple(s//2 for s in size)
         f.neurons(f"{name}.neurons", n_out, size)
-    channels, layer = c.width, 0
-    for g, depth in enumerate(c.layers):
-        for i in range(depth):
-            planes = c.width*2**g
-            size = bottleneck_formula(f, f"star_net.trunk.groups.{layer}", channels, planes, 2 if g and not i else 1, size)
-            channels, layer = 4*planes, layer + 1
+    channels = c.width
+    for layer, (planes, stride) in enumerate(c.blocks):
+        size = bottleneck_formula(f, f"star_net.trunk.groups.{layer}", channels, planes, stride, size)
+        channels = 4*planes
     return channels, size
 
 # %% ../nbs/06_energy.ipynb #f5712365

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEGMENT', 'METHODS', 'Activity', 'activity', 'Adaptation', 'draw_shots', 'clip_features', 'refresh_norms',
            'stored_features', 'embed', 'last_layers', 'adapt', 'class_means', 'linear_probe', 'retrain', 'learn',
-           'seen_by_trunk', 'few_shot', 'few_shot_all']
+           'seen_by_trunk', 'run_of_shots', 'few_shot', 'few_shot_all']
 
 # %% ../nbs/07_few_shot.ipynb #6133efd3
 from collections.abc import Iterable
@@ -72,6 +72,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .data.datasets import SpikeDataset
+from .data.frames import open_clips
 from .lab.processes import accelerator_on, device_of
 from .lab.runs import atomic, cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .stcl import SPKLIP
@@ -91,6 +92,13 @@ class Adaptation:
     views:int = 4              # of each shot, shifted and mirrored, beside the shot as it is: what frozen layers say of them is kept
     l2:float = 1e-4            # of the linear probe: weight of its squares
     train:TrainConfig = field(default_factory=lambda: TrainConfig(batch_size=32, lr=1e-4, warmup=0.1, prompts=1.)) # the rate, batches, augmentation
+
+    @property
+    def retrains(self) -> bool: # all of the model, not what comes after a frozen trunk
+        return self.method in ("everything", "from scratch")
+    @property
+    def views_kept(self) -> int: # who learns from no shot needs none
+        return 0 if self.method == "zero-shot" else self.views
 
     def __post_init__(self):
         if self.method not in METHODS: raise ValueError(f"method={self.method!r}: one of {', '.join(METHODS)} expected")
@@ -159,7 +167,7 @@ def stored_features(
     "`clip_features`, computed once."
     def make(folder):
         model = SPKLIP.from_pretrained(start, device_of())
-        clips = lambda split, some: (lambda d: d if some is None else only(d, some))(SpikeDataset(data, split, segments_of(model.config)))
+        clips = lambda split, some: (lambda d: d if some is None else only(d, some))(open_clips(data, split, segments_of(model.config)))
         if norms is not None: refresh_norms(model, clips("train", norms))
         found = clip_features(model, clips(split, chosen), views, config)
         with atomic(folder/"features.safetensors") as part: save_file({"features": found}, part)
@@ -251,8 +259,8 @@ def retrain(
     train, accelerator = replace(config.train, batch_size=batch, epochs=epochs), accelerator_on()
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=shots.height, width=shots.width), shots, start).to(accelerator.device)
-    loader = DataLoader(shots, batch, shuffle=True, drop_last=True)
-    model, optimizer, loader = accelerator.prepare(core, make_optimizer(core, train), loader)
+    loader = DataLoader(shots, batch, shuffle=True, drop_last=True, pin_memory=accelerator.device.type == "cuda") # not prepared: its labels stay where they are read
+    model, optimizer = accelerator.prepare(core, make_optimizer(core, train))
     for epoch in range(epochs): train_epoch(model, optimizer, loader, train, accelerator, seed, epoch)
     return core.eval()
 
@@ -287,13 +295,16 @@ def seen_by_trunk(
 ) -> tuple:            # features of the shots with their views, of the others' clips, of the rest
     "What a frozen trunk says, from what is kept; with fresh norms it is another trunk for each draw."
     if not config.norms:
-        views = 0 if config.method == "zero-shot" else config.views # who learns from no shot needs none of them
-        whole = stored_features(start, data, "train", views, config.train)
+        whole = stored_features(start, data, "train", config.views_kept, config.train)
         return whole[chosen], stored_features(start, data, split), whole[rest]
     see = lambda split, views, some: stored_features(start, data, split, views, config.train, chosen, some)
     return see("train", config.views, chosen), see(split, 0, None), see("train", 0, rest)
 
 # %% ../nbs/07_few_shot.ipynb #dc74bf81
+def run_of_shots(config:Adaptation, preset:Preset, data, shots:int, draw:int, start, split:str) -> dict: # as `few_shot` takes them
+    "The whole configuration of an adaptation."
+    return dict(run_of(preset, data, draw, start), how=config, shots=shots, split=split)
+
 def few_shot(
     config:Adaptation,
     preset:Preset,            # sizes
@@ -308,11 +319,11 @@ def few_shot(
     Raises ValueError for no shots, unless they are for zero-shot."""
     if shots < 1 and config.method != "zero-shot": raise ValueError(f"shots={shots}: {config.method} needs 1 or more")
     def make(_):
-        people, others = (SpikeDataset(data, s, segments_of(preset.model)) for s in ("train", split))
+        people, others = (open_clips(data, s, segments_of(preset.model)) for s in ("train", split))
         seen = replace(config, train=where_it_may_mirror(config.train, people.prompts))
         chosen = draw_shots(people, shots, draw)
         mine, rest = only(people, chosen), sorted(set(range(len(people))) - set(chosen))
-        if config.method in ("everything", "from scratch"):
+        if config.retrains:
             model = retrain(seen, preset, mine, draw, start)
             scores = [evaluate(model, d).similarity if len(d) else None for d in (others, only(people, rest))]
         else:
@@ -322,24 +333,22 @@ def few_shot(
         guess, left = (s if s is None else s.argmax(1).tolist() for s in scores)
         share = lambda guess, labels: float(np.mean(np.equal(guess, labels)))
         return dict(top1=share(guess, others.labels), rest=left and share(left, [people.labels[i] for i in rest]), guess=guess)
-    return cached("few-shot", dict(run_of(preset, data, draw, start), how=config, shots=shots, split=split), make)
+    return cached("few-shot", run_of_shots(config, preset, data, shots, draw, start, split), make)
 
 # %% ../nbs/07_few_shot.ipynb #dc74bf82
 def few_shot_all(
     jobs:dict, # any key -> what `few_shot` takes
 ) -> dict:     # the same keys -> what it gives
-    "Many draws, side by side where there is no GPU."
+    "Many draws, side by side; on a GPU only those for which it has nothing to do any more."
     first, then, trunks = {}, {}, set()
     for key, job in jobs.items():
         config, preset, data, shots, draw, start, split = job
-        run = dict(run_of(preset, data, draw, start), how=config, shots=shots, split=split)
+        run = run_of_shots(*job)
         if is_finished("few-shot", run): continue
-        views = 0 if config.method == "zero-shot" else config.views
-        trunk = digest(dict(run_of(preset, data, draw if config.norms else 0, start), norms=config.norms and [shots, draw], views=views, split=split))
-        kept = config.method not in ("everything", "from scratch")
-        (then if kept and trunk in trunks else first).setdefault(digest(run), (key, job))
-        if kept: trunks.add(trunk)
-    if device_of() == "cpu":
-        for todo in (first, then): # who shares a trunk's features comes after who computes them
-            side_by_side(few_shot, dict(todo.values()), at_once(preset for _, (_, preset, *_) in todo.values()))
+        trunk = digest(dict(run_of(preset, data, draw if config.norms else 0, start), norms=config.norms and [shots, draw], views=config.views_kept, split=split))
+        (then if trunk in trunks and not config.retrains else first).setdefault(digest(run), (key, job))
+        if not config.retrains: trunks.add(trunk)
+    for todo in (first, then): # who shares a trunk's features comes after who computes them
+        if todo is first and device_of() != "cpu": [few_shot(*job) for _, job in first.values()]
+        else: side_by_side(few_shot, dict(todo.values()), at_once(preset for _, (_, preset, *_) in todo.values()))
     return {key: few_shot(*job) for key, job in jobs.items()}

@@ -137,9 +137,11 @@ def straight_through(above, lens): # eq. 7's step with eq. 8's gradient
     return (above >= 0).to(above) + (line - line.detach())
 
 @cache
-def lif_compiled(): # `dynamic`, so that another size needs no other program
+def lif_compiled():
     "`lif_by_steps` of rows."
-    return torch.compile(lambda rows, steps, config: lif_by_steps(rows.expand(steps, -1), config, straight_through), dynamic=True)
+    limit = torch._dynamo.config # a program a number of steps; beyond its limit Dynamo runs step by step and tells nobody
+    limit.recompile_limit = max(64, limit.recompile_limit)
+    return torch.compile(lambda rows, steps, config: lif_by_steps(rows.expand(steps, -1), config, straight_through))
 
 def lif_on_gpu(
     current:Tensor,   # x, [T,...], or [1,...] for one that stays
@@ -150,6 +152,7 @@ def lif_on_gpu(
     order = sorted(range(1, current.ndim), key=current.stride, reverse=True) # in which the elements of a step lie in memory
     laid = current.permute(0, *order).contiguous()
     rows = torch.ops.aten._unsafe_view(laid, (len(laid), -1)) # a view that does not say of what: Dynamo would ask that for its layout, too
+    torch._dynamo.maybe_mark_dynamic(rows, 1) # another size needs no other program
     with torch.autocast(current.device.type, enabled=False): spikes = lif_compiled()(rows, steps, config)
     return spikes.view(steps, *laid.shape[1:]).permute(0, *(1 + order.index(d) for d in range(1, current.ndim)))
 
@@ -322,10 +325,9 @@ class SpikingMAPResNet(nn.Module):
                                   SpikingConv(width//2, width//2, 3, fsve),
                                   SpikingConv(width//2, width, 3, fsve, pool=2 if c.stem_stride == 4 else 1))
         groups, n = [], width
-        for g, depth in enumerate(c.layers):
-            for i in range(depth):
-                groups.append(SpikingBottleneck(n, width*2**g, fsve, stride=2 if g and not i else 1))
-                n = 4*width*2**g
+        for planes, stride in c.blocks:
+            groups.append(SpikingBottleneck(n, planes, fsve, stride))
+            n = planes*SpikingBottleneck.expansion
         self.groups = nn.Sequential(*groups)
         self.pool = AttentionPool(n, c.heads, c.positions, c.embed_dim) if fsve.part == "cnn" else nn.Linear(n, c.embed_dim)
 
@@ -336,7 +338,7 @@ class SpikingMAPResNet(nn.Module):
 
 # %% ../nbs/05_fsve.ipynb #998080cb
 class SpikeNorm(nn.Module):
-    "Fire above a learnable multiple of the mean size, with eq. 11's scale inside the threshold (eq. 9)."
+    "Fire above a learnable multiple of the mean size, with eq. 11's scale inside the threshold (eq. 9); where all is 0, nothing fires."
     def __init__(self, alpha:float=1.0, lens:float=0.5, scale:bool=False):
         super().__init__()
         self.alpha, self.lens = nn.Parameter(torch.tensor(alpha)), lens
@@ -349,11 +351,11 @@ class SpikeNorm(nn.Module):
 # %% ../nbs/05_fsve.ipynb #5c1beece
 class SpikingAttention(nn.Module):
     "E-SDSA: self-attention of spikes across sub-blocks (eq. 9 to 11)."
-    def __init__(self, dim:int, heads:int):
+    def __init__(self, dim:int, heads:int, lens:float=0.5):
         super().__init__()
         self.heads, self.qkv, self.out = heads, nn.Linear(dim, 3*dim), nn.Linear(dim, dim)
-        self.fire = nn.ModuleList(SpikeNorm(0.5) for _ in range(3))
-        self.gate = SpikeNorm(1.0, scale=True)
+        self.fire = nn.ModuleList(SpikeNorm(0.5, lens) for _ in range(3))
+        self.gate = SpikeNorm(1.0, lens, scale=True)
 
     def spikes(self, x:Tensor) -> tuple: # spikes [B,N,D] -> Q, K, V [B,heads,N,D/heads] and attention [B,heads,N,N], all spikes
         q, k, v = (fire(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for fire, y in zip(self.fire, self.qkv(x).chunk(3, -1)))
@@ -365,9 +367,9 @@ class SpikingAttention(nn.Module):
 
 class SpikingLayer(nn.Module):
     "A Transformer layer in spikes; the residual stream is a membrane, and what leaves it for a linear layer is a spike."
-    def __init__(self, dim:int, heads:int):
+    def __init__(self, dim:int, heads:int, lens:float=0.5):
         super().__init__()
-        self.fire, self.attention = nn.ModuleList(SpikeNorm(0.5) for _ in range(3)), SpikingAttention(dim, heads)
+        self.fire, self.attention = nn.ModuleList(SpikeNorm(0.5, lens) for _ in range(3)), SpikingAttention(dim, heads, lens)
         self.wide, self.narrow = nn.Linear(dim, 4*dim), nn.Linear(4*dim, dim)
 
     def forward(self, u:Tensor) -> Tensor: # membrane [B,N,D] -> [B,N,D]
@@ -377,9 +379,12 @@ class SpikingLayer(nn.Module):
 # %% ../nbs/05_fsve.ipynb #963488f1
 class SpikingTransformer(TemporalTransformer):
     "Spiking self-attention across the N sub-blocks, at each time step, then the mean over both (eq. 5)."
-    @staticmethod
-    def layer(c:STARNetConfig) -> nn.Module: # membrane [B,N,D] -> [B,N,D]
-        return SpikingLayer(c.embed_dim, c.temporal_heads)
+    def __init__(self, config:STARNetConfig, fsve:FSVEConfig):
+        self.lens = fsve.lens # before the layers are made
+        super().__init__(config)
+
+    def layer(self, c:STARNetConfig) -> nn.Module: # membrane [B,N,D] -> [B,N,D]
+        return SpikingLayer(c.embed_dim, c.temporal_heads, self.lens)
 
     def forward(self, blocks:Tensor) -> Tensor: # currents [B,N,T,D] -> [B,D]
         steps = self.features(blocks.transpose(1, 2).flatten(0, 1))
@@ -391,8 +396,8 @@ class SpikingSTARNet(nn.Module):
         super().__init__()
         if config.backbone: raise ValueError(f"backbone={config.backbone!r} has no spiking form")
         self.config, self.trunk = config, SpikingMAPResNet(n_in, config, fsve)
-        Transformer = SpikingTransformer if fsve.part == "full" else TemporalTransformer
-        self.temporal = Transformer(config) if config.temporal_layers else None
+        self.temporal = None
+        if config.temporal_layers: self.temporal = SpikingTransformer(config, fsve) if fsve.part == "full" else TemporalTransformer(config)
 
     def fuse(self, features:Tensor) -> Tensor: # [B,N,D], or currents [B,N,T,D] -> [B,D]
         if self.temporal: return self.temporal(features)

@@ -27,7 +27,7 @@ from .data.datasets import SpikeDataset
 from .data.streams import clip_index
 from .lab.runs import fingerprint, locked, write_json
 from .stcl import SPKLIP
-from .train import model_digest, segments_of
+from .train import fits, model_digest, segments_of
 
 # %% ../nbs/08_retrieval.ipynb #ce395866
 @dataclass(frozen=True)
@@ -314,9 +314,8 @@ def build_index(
     progress:bool=False, # a bar on a terminal, a line now and then elsewhere
 ) -> Index:
     "Make an index, or go on with one. Raises ValueError where it cannot be made: clips of another size, the place taken, another process at it."
-    folder, c = Path(folder), model.config
-    if (clips.height, clips.width) != (c.height, c.width):
-        raise ValueError(f"{clips.folder}: clips of {clips.height} x {clips.width} pixels, the model reads {c.height} x {c.width}")
+    folder = Path(folder)
+    fits(model, clips)
     claim(folder)
     part = folder.with_name(f"{folder.name}.part")
     claim(part); part.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 # %% ../nbs/02_star_net.ipynb #e9a03a4f
 @dataclass(frozen=True)
 class STARNetConfig:
-    "The sizes of STAR-Net (section 3.3); the defaults are the paper's, or the released code's where it states none."
+    "The sizes of STAR-Net (section 3.3); the defaults are the paper's where it states one; whose the others are: `12_deviations`."
     width:int = 64              # channels after the stem; a residual group g ends in 4*width*2**g of them
     layers:tuple = (2, 2, 2, 2) # bottleneck blocks per residual group
     stem_stride:int = 4         # pixels per stem output: 4 is the paper's H/32 in all; 2 and 1 for small sensors
@@ -37,6 +37,9 @@ class STARNetConfig:
     @property
     def channels(self) -> int: # channels that reach attention pooling (2048 in the paper)
         return 4*self.width*2**(len(self.layers) - 1)
+    @property
+    def blocks(self) -> list: # planes and stride of each residual block, in order
+        return [(self.width*2**g, 2 if g and not i else 1) for g, depth in enumerate(self.layers) for i in range(depth)]
 
 # %% ../nbs/02_star_net.ipynb #5bcd90b3
 def conv_norm(n_in:int, n_out:int, kernel:int, stride:int=1) -> nn.Sequential:
@@ -104,11 +107,9 @@ class MAPResNet(nn.Module):
                                   conv_norm(width//2, width, 3), nn.ReLU(inplace=True),
                                   nn.AvgPool2d(2) if c.stem_stride == 4 else nn.Identity())
         groups, n = [], width
-        for g, depth in enumerate(c.layers):
-            planes = width*2**g
-            for i in range(depth):
-                groups.append(Bottleneck(n, planes, stride=2 if g and not i else 1))
-                n = planes*Bottleneck.expansion
+        for planes, stride in c.blocks:
+            groups.append(Bottleneck(n, planes, stride))
+            n = planes*Bottleneck.expansion
         self.groups = nn.Sequential(*groups)
         self.pool = AttentionPool(n, c.heads, c.positions, c.embed_dim)
 
@@ -136,10 +137,9 @@ class ResNet(nn.Sequential):
         c, n = config, config.width
         layers = [nn.BatchNorm2d(n_in), conv_norm(n_in, n, 7, stride=2 if c.stem_stride > 1 else 1), nn.ReLU(inplace=True)]
         if c.stem_stride == 4: layers.append(nn.MaxPool2d(3, 2, 1))
-        for g, depth in enumerate(c.layers):
-            for i in range(depth):
-                layers.append(BasicBlock(n, c.width*2**g, stride=2 if g and not i else 1))
-                n = c.width*2**g
+        for planes, stride in c.blocks:
+            layers.append(BasicBlock(n, planes, stride))
+            n = planes
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n, c.embed_dim)) # [n,m,H,W] -> [n,D]
 
 # %% ../nbs/02_star_net.ipynb #59130b31
@@ -152,8 +152,7 @@ class TemporalTransformer(nn.Module):
         self.layers = nn.ModuleList(self.layer(config) for _ in range(config.temporal_layers))
         self.norm = nn.LayerNorm(dim)
 
-    @staticmethod
-    def layer(c:STARNetConfig) -> nn.Module: # [B,N,D] -> [B,N,D]
+    def layer(self, c:STARNetConfig) -> nn.Module: # [B,N,D] -> [B,N,D]
         return nn.TransformerEncoderLayer(c.embed_dim, c.temporal_heads, 4*c.embed_dim, c.dropout, "gelu", batch_first=True, norm_first=True)
 
     def features(self, blocks:Tensor) -> Tensor: # [B,N,D] -> [B,N,D]
@@ -205,10 +204,9 @@ def star_net_macs(
     size = -(-height//stride), -(-width//stride)
     macs, n = 9*size[0]*size[1]*(n_in*half + half*half + half*c.width), c.width
     if c.stem_stride == 4: size = size[0]//2, size[1]//2
-    for g, depth in enumerate(c.layers):
-        for i in range(depth):
-            more, size = bottleneck_macs(n, c.width*2**g, 2 if g and not i else 1, size)
-            macs, n = macs + more, 4*c.width*2**g
+    for planes, stride in c.blocks:
+        more, size = bottleneck_macs(n, planes, stride, size)
+        macs, n = macs + more, 4*planes
     tokens = size[0]*size[1] + 1
     macs += 2*n*n + 2*tokens*n*n + 2*tokens*n + n*D     # query and add, key and value, the attention itself, project
     temporal = c.temporal_layers*(12*n_blocks*D*D + 2*n_blocks**2*D)

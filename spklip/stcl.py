@@ -68,7 +68,7 @@ class TextConfig:
     dropout:float = 0.1
     positions:int = 512    # learnt positions, at least max_tokens
     pretrained:str|None = None # folder or package of a BERT whose words and sizes replace these (`load_bert`); None: from scratch
-    tuned:bool|None = None     # a pretrained BERT learns, too; None: only the projection does
+    tuned:bool|None = None     # a pretrained BERT learns, too; None (what is None has no part in a run's hash): only the projection does
     released:bool|None = None  # the released code's way to read, below
 
     def __post_init__(self):
@@ -128,7 +128,7 @@ class TextEncoder(nn.Module):
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             for s in dict.fromkeys(sentences):
                 if s not in self.known: self.known[s] = self.features([s])[0]
-        return torch.stack([self.known[s].to(device) for s in sentences])
+        return torch.stack([self.known[s].to(self.projection.weight) for s in sentences])
 
     def forward(self, sentences:list) -> Tensor: # list of B sentences -> [B,D]
         return self.projection((self.remembered if self.frozen else self.features)(sentences))
@@ -225,7 +225,7 @@ def contrastive_loss(
 # %% ../nbs/03_stcl.ipynb #6d5ce35f
 @dataclass(frozen=True)
 class SPKLIPConfig:
-    "Every size of the model; the defaults are the paper's, or the released code's where it states none."
+    "Every size of the model; the defaults are the paper's where it states one; whose the others are: `12_deviations`."
     hsfe:HSFEConfig = field(default_factory=HSFEConfig)
     star_net:STARNetConfig = field(default_factory=STARNetConfig)
     text:TextConfig = field(default_factory=TextConfig)
@@ -314,7 +314,7 @@ def bound_scale(
 # %% ../nbs/03_stcl.ipynb #439f9f50
 class SPKLIP(nn.Module):
     "Spike streams and sentences in one space: HSFE, STAR-Net, BERT, one temperature (section 3, Fig. 1)."
-    frugal = False # compute HSFE's maps again backwards instead of keeping them: a third more time, a fraction of the memory
+    frugal = False # compute HSFE's maps again backwards instead of keeping them: up to a third more time, half the memory
     def __init__(self, config:SPKLIPConfig=SPKLIPConfig(), tokenizer:Tokenizer|None=None, text:TextEncoder|None=None):
         "`tokenizer` from `learn_wordpiece`, else as `text_encoder` has it; `text`, such as `load_bert` gives, replaces `config.text`."
         super().__init__()

@@ -61,7 +61,7 @@ class TrainConfig:
     hold_out:float = 0.05           # share of the training clips that are kept back: what a random split would test on
     bf16:bool = True                # where the device computes in it
     workers:int = 0                 # processes that read clips
-    frugal:bool = False             # HSFE's maps are computed again backwards instead of kept
+    frugal:bool = False             # HSFE's maps are computed again backwards instead of kept; not where they spike
     compiled:bool = False           # HSFE and the trunk through torch.compile, for GPUs
 
     def __post_init__(self):
@@ -112,7 +112,8 @@ def study(
     preset:Preset, # a size
 ) -> Preset:       # smaller
     "For many trainings, of baselines and ablations: a thinner model that sees fewer clips, less often, and the classes' sentences alone."
-    if preset.name in ("smoke", "paper"): return preset
+    if preset.name == "paper": return preset
+    if preset.name == "smoke": return replace(preset, train=replace(preset.train, epochs=1))
     scenes, model, t = preset.scenes, preset.model, preset.train
     thin = replace(model, hsfe=replace(model.hsfe, filters=model.hsfe.filters//2), star_net=replace(model.star_net, width=model.star_net.width*3//4))
     return replace(preset, scenes=replace(scenes, train=scenes.train//2), model=thin,
@@ -121,11 +122,10 @@ def study(
 def spiking_presets(
     preset:Preset, # an ANN's
     clips:int,     # to train on
-    steps:int=250, # optimiser steps, about: an epoch of a small data set has few
 ) -> dict:         # name -> Preset
-    "The spiking encoders of A.7, with the paper's neuron and with ours; trained from the ANN's weights."
-    neurons, t = {"eq. 7": ("lif", 2), "integer": ("integer", 1)}, preset.train
-    briefly = replace(t, epochs=min(t.epochs, max(1, round(steps*t.batch_size/((1 - t.hold_out)*clips)))))
+    "The spiking encoders of A.7, with the paper's neuron and with ours; trained from the ANN's weights in about 250 steps of the optimiser."
+    neurons, t = {"eq. 7": ("lif", 2), "integer": ("integer", 1)}, preset.train # time steps: as in the released code, and one
+    briefly = replace(t, epochs=min(t.epochs, max(1, round(250*t.batch_size/((1 - t.hold_out)*clips))))) # an epoch of a small data set has few
     return {f"{part}, {name}": replace(preset, train=briefly, model=replace(preset.model, fsve=FSVEConfig(part=part, neuron=neuron, steps=steps)))
             for name, (neuron, steps) in neurons.items() for part in ("cnn", "full")}
 
@@ -176,7 +176,7 @@ def learning_rate(
     progress:float,     # share of all steps done, [0,1]
     config:TrainConfig, # `lr`, `warmup`
 ) -> float:
-    "A straight rise, then a cosine to zero."
+    "A straight rise, then a cosine to zero; the last step of a training has progress 1, and so no rate."
     if progress < config.warmup: return config.lr*progress/config.warmup
     return config.lr*(1 + math.cos(math.pi*(progress - config.warmup)/(1 - config.warmup)))/2
 
@@ -248,9 +248,9 @@ class Evaluation:
         best = self.similarity.topk(min(k, len(self.classes))).indices
         return (best == self.labels[:, None]).any(1).float().mean().item()
 
-    def in_batch(self, size:int=8, seed:int=0) -> tuple: # share of clips that choose their class's sentence, and what chance would
+    def in_batch(self, size:int=8) -> tuple: # share of clips that choose their class's sentence, and what chance would
         "Accuracy inside random batches, the protocol of the released code: wrong sentences are those of the batch alone."
-        batches = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed)).split(size)
+        batches = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0)).split(size)
         right = [self.labels[b] == self.labels[b][:, None] for b in batches]
         hits = [r.gather(1, self.similarity[b][:, self.labels[b]].argmax(1, keepdim=True)) for r, b in zip(right, batches)]
         return torch.cat(hits).float().mean().item(), torch.cat([r.float().mean(1) for r in right]).mean().item()
@@ -279,7 +279,7 @@ def evaluate(
     model.eval()
     sentences = model.encode_text(dataset.prompts)
     mine = np.array_split(np.arange(len(dataset)), processes())[process()] # the parts need not be equal
-    seen = [model.encode_video(b["packed"]).cpu() for b in DataLoader(Subset(dataset, mine), batch_size)] if len(mine) else []
+    seen = [torch.cat([model.encode_video(b["packed"]) for b in DataLoader(Subset(dataset, mine), batch_size)]).cpu()] if len(mine) else [] # a GPU is waited for once
     clips = torch.cat([batch for part in from_all(seen) for batch in part])
     return Evaluation(clips @ sentences.cpu().T, torch.tensor(dataset.labels), clips, dataset.classes)
 
@@ -427,6 +427,7 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
     train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), preset.train.hold_out)
     if not len(train): raise ValueError(f"{data}: hold_out={preset.train.hold_out} keeps back every clip there is to train on")
     if preset.train.thresholds > 1 and isinstance(train, GreyVideo): raise ValueError(f"{data}: thresholds={preset.train.thresholds} is for spikes, these clips are grey video")
+    if preset.train.frugal and preset.model.fsve: raise ValueError("frugal: HSFE in spikes has batch normalisation, whose statistics would be counted twice")
     watched = to_watch(data, preset)
     if main and watched.rows[0]["split"] == "train": print(f"{data}: no validation split, so the accuracies told are those of training clips kept back", flush=True)
     config = where_it_may_mirror(preset.train, train.prompts)

@@ -1,5 +1,5 @@
 "A benchmark is believed only where both sides give the same, and a slower one is called slower."
-import json, time
+import json
 
 import numpy as np
 import pandas as pd
@@ -17,15 +17,18 @@ def case(ours, reference, **more):
     return Case("nothing", ours, reference, "plainly", 10, "times", runs=3, **more)
 
 
-def test_measured():
+def test_measured(monkeypatch):
     "Times, ratio, shares of the machine; both in turns and as often."
-    calls = []
-    def slow(): calls.append("slow"); time.sleep(.02); return torch.ones(3)
-    def slower(): calls.append("slower"); time.sleep(.05); return np.ones(3)
-    ours, reference, peer = measured("x", case(slow, slower, bytes=1e6, operations=2e6, peers={"other": lambda: time.sleep(.03)}), RATES, most=5)
-    assert calls[3:9] == ["slow", "slower"]*3 and ours["runs"] >= 3
-    assert (ours["who"], reference["who"], peer["who"]) == ("spklip", "reference", "other") and ours["ratio"] == 1
-    assert 20 <= ours["lower"] <= ours["ms"] <= ours["upper"] and 1.5 < reference["ratio"] < 4 and 1 < peer["ratio"] < 2.5
+    calls, takes = [], {"slow": .02, "slower": .05, "other": .03}
+    def slow(): calls.append("slow"); return torch.ones(3)
+    def slower(): calls.append("slower"); return np.ones(3)
+    def other(): calls.append("other")
+    def seconds(call, device): call(); return takes[calls[-1]] + .001*(len(calls) % 2) # a clock that nothing else on the machine slows
+    monkeypatch.setattr("spklip.bench.seconds", seconds)
+    ours, reference, peer = measured("x", case(slow, slower, bytes=1e6, operations=2e6, peers={"other": other}), RATES, most=5)
+    assert calls[4:19] == ["slow", "slower", "other"]*5 # after one of each, and one more of ours
+    assert (ours["who"], reference["who"], peer["who"]) == ("spklip", "reference", "other") and ours["ratio"] == 1 and ours["runs"] == 5
+    assert 20 <= ours["lower"] <= ours["ms"] <= ours["upper"] <= 21 and reference["ratio"] == pytest.approx(2.5, rel=.05) and peer["ratio"] == pytest.approx(1.5, rel=.05)
     assert ours["of_copy"] == pytest.approx(1e6/(ours["ms"]/1e3)/1e9) and ours["of_matrix"] == pytest.approx(2*ours["of_copy"])
     assert ours["per_second"] == pytest.approx(1e4/ours["ms"]) and reference["apart"] == 0
 
@@ -64,7 +67,7 @@ def test_references():
 def test_a_machine_that_only_stores_bfloat16_is_not_timed_in_it(monkeypatch):
     "There a product in it takes minutes."
     for there in (True, False):
-        monkeypatch.setattr("spklip.train.has_bf16", lambda device: there)
+        monkeypatch.setattr("spklip.bench.has_bf16", lambda device: there)
         rates = machine_rates(size=64, runs=1)
         assert list(rates) == ["copy", "float32"] + ["bfloat16"]*there and min(rates.values()) > 0
 

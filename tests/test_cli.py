@@ -40,6 +40,15 @@ def test_help_has_an_example_that_parses(name, capsys):
     words = shlex.split(example)
     assert words[0] == "spklip" and cli.parser().parse_args(words[1:]).command == name
 
+def test_choices_are_those_of_the_registries():
+    "They are written out in `lab.cli`, since a help text should not wait for torch."
+    from spklip.data.interpolation import METHODS
+    from spklip.data.scenes import DOMAINS
+    from spklip.train import presets
+    choices = lambda command, option: tuple(next(a for a in command._actions if option in a.option_strings).choices)
+    assert cli.PRESETS == tuple(presets())
+    assert choices(COMMANDS["convert"], "--interpolate") == METHODS and choices(COMMANDS["data"], "--domain") == tuple(DOMAINS)
+
 def test_all_commands_are_there():
     assert set(COMMANDS) == {"info", "view", "data", "convert", "slice", "train", "evaluate", "classify", "index", "search", "reproduce", "bench"}
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spklip import energy, fsve
+from spklip import energy
 from spklip.baselines import KINDS, BaselineConfig
 from spklip.energy import (AMOUNTS, COSTS, MEMORY, Cost, Count, break_even, by_formula, by_hooks, by_op_counter, carried_over, conv_count, densely,
                            joules, measured_joules, rapl, reached, skipping, spike_counts)
@@ -72,7 +72,6 @@ def test_layers_are_modules():
         model = SPKLIP(spiking(part, neuron))
         for c in by_formula(model.config): model.get_submodule(c.layer)
 
-@pytest.mark.skipif(not hasattr(fsve, "SpikingTower"), reason="the spiking encoder has no tower")
 @pytest.mark.parametrize("part, neuron", PAIRS)
 def test_the_tower_is_counted(part, neuron):
     config = spiking(part, neuron, tower_blocks=2, tower_width=8)

@@ -256,8 +256,10 @@ def test_a_bert_that_cannot_be_read_silences_nobody(tmp_path):
 
 
 def test_classify_gives_probabilities():
-    p = build(small()).classify(spikes(2, 250, 24, 32), CAPTIONS)
-    assert p.shape == (2, 3) and torch.allclose(p.sum(1), torch.ones(2))
+    model, clips = build(small()).eval(), spikes(2, 250, 24, 32)
+    p = model.classify(clips, CAPTIONS)
+    v, t, scale = model(clips, CAPTIONS)
+    assert p.shape == (2, 3) and torch.allclose(p, (scale*v @ t.T).softmax(-1)) and torch.allclose(p.sum(1), torch.ones(2))
 
 
 @pytest.mark.parametrize("spoil, error, words", [

@@ -411,7 +411,7 @@ def test_words_that_the_model_has_not_learnt(tiny, capsys):
     (("index", "tiny", "--index", "thesis"), "thesis: exists and is no index"),
     (("index", "absent"), "absent/metadata.jsonl: No such file"),
     (("index", "cut"), "bytes, expected"),
-    (("index", "large"), "clips of 48 x 64 pixels, the model reads 32 x 40"),
+    (("index", "large"), "clips of 48 x 64, the model reads 32 x 40"),
     (("index", "short"), "a clip needs 250"),
 ], ids=lambda x: " ".join(x) if isinstance(x, tuple) else "")
 def test_errors_are_one_line(tiny, tmp_path, monkeypatch, capsys, words, says):

@@ -93,7 +93,7 @@ def test_any_size_and_soft_edges(height, width):
     assert 0 < change.max() < .3
 
 
-def test_every_class_moves_and_stays_in_the_frame():
+def test_every_class_moves():
     for i in range(32):
         image = draw(CONFIG, i, clip_index(take(CONFIG, i).frames)[::25])
         assert torch.isfinite(image).all() and (image - image[0]).abs().amax() > .1, describe(CONFIG, i)["label"]
@@ -115,10 +115,6 @@ def test_captions_tell_the_direction_that_is_drawn():
         assert ("dark" in said) <= shot.body["dark"] and ("slow" in said) <= (shot.speed < .3)
     words = {describe(config, i)["caption"] for i in range(config.train)}
     assert len(words) > .95*config.train
-
-
-def test_labels_and_prompts_are_the_table():
-    assert len(CLASSES) >= 16 and CLASSES[0] == ("walk", "a person walks") and len(ACTIONS) == len(CLASSES)
 
 
 def test_generate_writes_resumes_and_rests(tmp_path, capsys):

@@ -60,7 +60,7 @@ class Encoding:
 
     def __str__(self):
         "As it stands in the metadata; what came later is named where it is not as it was before."
-        later = {f.name: f.default for f in fields(self)[-2:]}
+        later = {f.name: f.default for f in fields(self) if f.name in ("interpolate", "device")}
         if self.interpolate != "rife": later["device"] = self.device # nothing else runs there
         return " ".join(f"{k}={v}" for k, v in asdict(self).items() if k not in later or v != later[k])
 

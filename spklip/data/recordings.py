@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'metadata_of', 'Recording', 'likely_sizes', 'open_recording', 'row_order', 'count_spikes', 'bad_pixels',
-           'stand_ins', 'mend', 'Health', 'health', 'save_mask', 'load_mask', 'centre_crop', 'Cut', 'sample_starts',
-           'Source', 'read_list', 'folder_sources', 'plan_samples', 'slice_recordings']
+           'stand_ins', 'mend', 'Health', 'health', 'save_mask', 'load_mask', 'mask_for', 'centre_crop', 'Cut',
+           'sample_starts', 'Source', 'read_list', 'folder_sources', 'plan_samples', 'slice_recordings']
 
 # %% ../../nbs/data/06_recordings.ipynb #513e244f
 import csv
@@ -360,6 +360,14 @@ def load_mask(
     if kinds.shape != (recording.height, recording.width): raise StreamError(f"{path}: a mask of {list(kinds.shape)}, {recording.path} is {recording.height} x {recording.width}")
     return kinds[::-1] if recording.flip_rows else kinds
 
+# %% ../../nbs/data/06_recordings.ipynb #a51b70c3
+def mask_for(
+    mask,                # None or "": mend nothing; "estimate": what `health` finds; an .npy file
+    recording:Recording, # to mend
+):                       # uint8 [H,W], or None
+    "Which pixels to mend."
+    return None if not mask else health(recording).kinds if mask == "estimate" else load_mask(mask, recording)
+
 # %% ../../nbs/data/06_recordings.ipynb #aa0348a3
 def centre_crop(
     packed:np.ndarray, # packed frames [n,bytes]
@@ -559,7 +567,7 @@ def _cut_all(sources, plan, failed, folder, cut, progress): # by one process at 
             if not (todo := [row for row in part if row["file"] not in done]): continue
             try:
                 recording = open_recording(source.file, source.height, source.width, source.flip_rows, source.key)
-                bad = None if not cut.mask else health(recording).kinds if cut.mask == "estimate" else load_mask(cut.mask, recording)
+                bad = mask_for(cut.mask, recording)
                 for row in todo:
                     _write_sample(recording, row, bad, folder)
                     done.add(row["file"])

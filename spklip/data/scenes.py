@@ -73,7 +73,7 @@ def settle(config): # of type SpikeActions
 # %% ../../nbs/data/02_scenes.ipynb #c1e7959c
 @dataclass(frozen=True)
 class SpikeActions:
-    "The settings of the data set (section 7 of the design, A.2 of the paper); a clip is a pure function of them and its index."
+    "The settings of the data set (A.2 of the paper); a clip is a pure function of them and its index."
     classes:int|None = None           # the first so many of `CLASSES`: 16 of 51 in sim, 30 in real
     height:int = 32                   # pixels (paper: 240)
     width:int = 40                    # pixels (paper: 320)
@@ -507,7 +507,7 @@ def read_frames(config, shot): # -> frame numbers of the recording that a clip h
 def draw(
     config:SpikeActions, # the data set
     index:int,           # of the clip
-    frames=None,         # frame numbers of the recording, increasing, [T]; None: the 250 the model reads
+    frames=None,         # frame numbers of the recording, increasing, [T]; None: those that a clip holds
     device="cpu",        # where to paint
 ) -> Tensor:             # intensity, float32 [T,H,W]
     "One clip's light at the exact time of each frame."
@@ -542,8 +542,8 @@ def as_blocks(config, values): # [...,rows,columns] -> [...,H,W]
 def expose(
     config:SpikeActions, # the data set
     indices,             # of the clips, [B]
-    image:Tensor,        # their light at the 250 frames, [B,250,H,W]
-) -> Tensor:             # packed bits, uint8 [B,250,ceil(H*W/8)]
+    image:Tensor,        # their light at the frames of a clip, [B,T,H,W]
+) -> Tensor:             # packed bits, uint8 [B,T,ceil(H*W/8)]
     "Integrate and fire, the charge carried through the gaps between the segments (A.8.2)."
     frames = np.stack([read_frames(config, take(config, i)).reshape(-1, 10) for i in indices], 1)
     gap = torch.tensor(np.append(frames[1:, :, 0] - frames[:-1, :, -1] - 1, 0*frames[:1, :, 0], 0), device=image.device)[..., None, None]
@@ -568,7 +568,7 @@ def render(
     config:SpikeActions, # the data set
     indices,             # of the clips, [B]
     device="cpu",        # where to paint and to expose
-) -> Tensor:             # packed bits, uint8 [B,250,ceil(H*W/8)]
+) -> Tensor:             # packed bits, uint8 [B,T,ceil(H*W/8)]
     "Clips as the spike camera sees them; the same bits whatever the batch. A GPU paints several at once, a CPU one after the other."
     indices, some, device = [int(i) for i in indices], at_once(config, device), torch.device(device)
     bits = []

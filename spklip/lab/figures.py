@@ -95,7 +95,9 @@ def embedding(
         figure, axis = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
         for k, label in enumerate(labels):
             axis.scatter(*flat[classes == k].T, s=9, color=colours[k], label=label, linewidths=0)
-            if texts is not None: axis.scatter(*flat_texts[k], s=60, marker="X", color=colours[k], edgecolor="black", linewidths=0.6)
+            if texts is None: continue
+            axis.scatter(*flat_texts[k], s=60, marker="X", color=colours[k], edgecolor="black", linewidths=0.6)
+            axis.annotate(label, flat_texts[k], (4, 4), textcoords="offset points", fontsize=6) # neighbouring hues cannot be told apart
         axis.set(xticks=[], yticks=[]); axis.legend(bbox_to_anchor=(1, 1), loc="upper left", markerscale=2, fontsize=7, ncols=1 + (len(labels) > 20))
     plt.close(figure)
     return figure

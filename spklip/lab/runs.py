@@ -195,7 +195,7 @@ def alone(name, work, arguments, runs): # -> name
 # %% ../../nbs/lab/01_runs.ipynb #0adbd54a
 @contextmanager
 def stopped_by_sigterm(
-    error:BaseException=KeyboardInterrupt(), # what it raises
+    error:BaseException|type[BaseException]=KeyboardInterrupt, # what it raises
 ):
     "SIGTERM ends what is inside as Ctrl-C does, the processes side by side too."
     if threading.current_thread() is not threading.main_thread(): yield; return
