@@ -372,12 +372,15 @@ def measured(
     rates:dict,         # from `machine_rates`
     device:str="cpu",
     most:int=41,        # runs of each
+    tell:Callable=print,# what to do with a line
 ) -> list:              # of dicts: ours, the reference, peers
-    "Time a case. Raises ValueError where ours and the reference do not give the same."
-    calls = {"spklip": case.ours, "reference": case.reference, **case.peers}
+    "Time a case; a peer that cannot do it is left out. Raises ValueError where ours and the reference do not give the same."
+    calls = {"spklip": case.ours, "reference": case.reference}
     if not (off := apart(case.ours(), case.reference())) <= case.close:
         raise ValueError(f"{name}: ours and the reference are {off:g} apart, {case.close:g} at most was expected")
-    for call in case.peers.values(): call()
+    for who, call in case.peers.items():
+        try: call(); calls[who] = call
+        except Exception as error: tell(f"{name}: without {who}, which ends in {type(error).__name__}: {error}") # others' code, of any version
     took, runs = {who: [] for who in calls}, min(most, max(case.runs, round(1/seconds(case.ours, device)))) # a second of ours, where that is many
     for _ in range(runs):
         for who, call in calls.items(): took[who].append(seconds(call, device))
@@ -396,20 +399,21 @@ def bench(
     small:bool=False,    # small sizes, to try it
     device:str="cpu",    # cpu or cuda
     tell:Callable=print, # what to do with a line
-) -> tuple:              # rows, rates of the machine
-    "Time the cases one after the other. Raises ValueError for a name that no case has, and for a GPU that is not there."
+) -> tuple:              # rows, rates of the machine, name -> why a case has no rows
+    "Time the cases one after the other; one that fails takes no other with it. Raises ValueError for a name that no case has, and for a GPU that is not there."
     device_of(device)
     known = [name for name in CASES if (device == "cpu" or not name.startswith(ON_CPU)) and ("bf16" not in name or has_bf16(torch.device(device)))]
     if unknown := [o for o in only or [] if not o or not any(name.startswith(o) for name in known)]: raise ValueError(f"no case begins with {unknown[0]!r}; there are: {'; '.join(known)}")
     chosen = [name for name in known if not only or any(name.startswith(o) for o in only)]
-    rates, rows = machine_rates(device, 512 if small else 2048 if device == "cpu" else 8192), []
+    rates, rows, failed = machine_rates(device, 512 if small else 2048 if device == "cpu" else 8192), [], {}
     tell(f"this machine copies {rates['copy']/1e9:.1f} GB/s and multiplies matrices at " + ", ".join(f"{r/1e9:,.0f} GFLOP/s in {kind}" for kind, r in rates.items() if kind != "copy"))
     for i, name in enumerate(chosen, 1):
         with tempfile.TemporaryDirectory(prefix="spklip-bench-") as folder:
-            rows += (new := measured(name, CASES[name](Path(folder), small, device), rates, device, 7 if small else 41))
+            try: rows += (new := measured(name, CASES[name](Path(folder), small, device), rates, device, 7 if small else 41, tell))
+            except Exception as error: failed[name] = f"{type(error).__name__}: {error}"; tell(f"[{i}/{len(chosen)}] {name} failed, {failed[name]}"); continue
         ours, *others = new
         tell(f"[{i}/{len(chosen)}] {ours['what']}: {ours['ms']:.4g} ms; " + ", ".join(f"{r['who']} {r['ratio']:.2f} times that" for r in others))
-    return rows, rates
+    return rows, rates, failed
 
 # %% ../nbs/13_bench.ipynb #5be9e7bf
 def against_reference(

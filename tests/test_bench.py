@@ -86,6 +86,16 @@ def test_command(tmp_path, capsys):
     assert main(["bench", "--against", str(tmp_path/"none.csv")]) == 2 and "no such file" in capsys.readouterr().err
 
 
+def test_what_fails_takes_no_other_with_it(tmp_path, capsys, monkeypatch):
+    "A peer that ends in an error is left out and named; a case that does is named, and the others' table is written."
+    def broken(*_): raise RuntimeError("no kernel image")
+    assert [r["who"] for r in measured("x", case(lambda: torch.ones(2), lambda: torch.ones(2), peers={"other": broken}), RATES)] == ["spklip", "reference"]
+    assert "x: without other, which ends in RuntimeError: no kernel image" in capsys.readouterr().out
+    monkeypatch.setitem(CASES, "simulate", broken)
+    assert main(["bench", "--small", "--only", "decode", "sim", "--out", str(tmp_path)]) == 2
+    assert "what failed has no rows: simulate" in capsys.readouterr().err and set(pd.read_csv(tmp_path/"bench.csv").case) == {"decode"}
+
+
 def test_a_peer_is_timed_where_it_is_installed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path/"spikezoo"/"utils").mkdir(parents=True)

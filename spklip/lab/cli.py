@@ -445,9 +445,10 @@ def bench(args) -> None:
     columns = ["case", "who", "what", "ms", "lower", "upper"]
     try: earlier = pd.read_csv(args.against)[columns] if args.against else None # before minutes are spent
     except (ValueError, KeyError): raise ValueError(f"{args.against}: no table of `spklip bench`; its columns are {', '.join(columns)} and more") from None
-    rows, rates = bench(args.only, args.small, args.device, lambda line: print(line, flush=True))
-    print(write_bench(rows, rates, args.out or root()/"outputs"/("smoke/bench" if args.small or args.only else "bench"), args.device))
-    if earlier is not None: print("\n".join(changes(rows, earlier)))
+    rows, rates, failed = bench(args.only, args.small, args.device, lambda line: print(line, flush=True))
+    if rows: print(write_bench(rows, rates, args.out or root()/"outputs"/("smoke/bench" if args.small or args.only else "bench"), args.device))
+    if rows and earlier is not None: print("\n".join(changes(rows, earlier)))
+    if failed: raise ValueError(f"what failed has no rows: {', '.join(failed)}")
 
 # %% ../../nbs/lab/04_cli.ipynb #5f9346ac
 class Parser(argparse.ArgumentParser):
