@@ -26,13 +26,14 @@ from .camera import simulate, tfi, unpack
 from .data.datasets import SpikeDataset, write_metadata
 from .data.scenes import SpikeActions, frame_capsules, paint, pile, read_frames, take
 from .data.streams import SpikeStream, clip_index, read_dat, write_dat
+from .files import atomic
 from .fsve import LIF, LIFConfig, lif_by_steps
 from .hsfe import sub_blocks
 from .stcl import SPKLIP, contrastive_loss, contrastive_targets, encode_by_loop, learn_wordpiece, macs
 from .retrieval import reserve, search
 from .train import has_bf16, preset_of
 from .lab.processes import device_of
-from .lab.runs import atomic, write_json
+from .lab.runs import write_json
 from .lab.tables import commit, installed, machine
 
 # %% ../nbs/13_bench.ipynb #8e997db6

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .files import atomic
 from .fsve import IntegerLIF, LIF, SpikeNorm, SpikingAttention
 from .hsfe import sub_blocks
-from .lab.runs import atomic
 from .star_net import AttentionPool
 from .stcl import SPKLIP
 

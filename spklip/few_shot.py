@@ -73,8 +73,9 @@ from torch.utils.data import DataLoader
 
 from .data.datasets import SpikeDataset
 from .data.frames import open_clips
+from .files import atomic
 from .lab.processes import accelerator_on, device_of
-from .lab.runs import atomic, cached, digest, fingerprint, is_finished, run_folder, side_by_side
+from .lab.runs import cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .stcl import SPKLIP
 from .train import (Preset, TrainConfig, at_once, augment, evaluate, fits, learning_rate, make_optimizer, model_digest, new_model, only, run_of, segments_of, train_epoch,
                           where_it_may_mirror)

@@ -13,7 +13,6 @@ __all__ = ['SPECIAL', 'TARGETS', 'CACHE_BYTES', 'GPU_BYTES', 'learn_wordpiece', 
 import gzip
 import json
 import math
-import os
 import string
 from collections import Counter
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from transformers.utils import logging
 
 from .baselines import BaselineConfig, baseline_encoder
 from .camera import unpack
+from .files import atomic
 from .hsfe import HSFE, HSFEConfig, hsfe_macs, sub_blocks
 from .fsve import FSVEConfig, SpikingHSFE, SpikingSTARNet, inherit
 from .star_net import STARNet, STARNetConfig, star_net_macs
@@ -384,12 +384,7 @@ def save_pretrained(
                "tokenizer.json": lambda p: model.text.tokenizer.save(str(p)),
                "model.safetensors": lambda p: save_file(state, str(p))}
     for name, write in writers.items():
-        part = folder/f".{name}.part"
-        try:
-            write(part)
-            with open(part, "rb") as f: os.fsync(f.fileno()) # where the power fails, it is the file before that is left
-            part.replace(folder/name)
-        finally: part.unlink(missing_ok=True)
+        with atomic(folder/name) as part: write(part)
     return folder
 
 def parts_of(

@@ -36,10 +36,11 @@ from .camera import raise_threshold
 from .data.datasets import SpikeDataset, read_metadata
 from .data.frames import GreyVideo, open_clips
 from .data.scenes import SpikeActions
+from .files import atomic
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
 from .lab.processes import Share, accelerator_on, device_of, from_all, join_norms, joined, process, processes, share_of
-from .lab.runs import atomic, belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, read_json, run_folder, side_by_side, stopped_by_sigterm, write_json
+from .lab.runs import belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, read_json, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
 from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, bert_folder, bound_scale, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
 

@@ -138,7 +138,7 @@ SIZE = "--height", "6", "--width", "7"
     (("reproduce", "--data", "data/{x}"), "{seed} is the only thing in braces that is known"),
     (("reproduce", "--data", "data/{seed:03d}"), "{seed} is the only thing in braces that is known"),
     (("data", "check", ".", "--height", "6", "--seed", "3"), "--height and --seed: for what is made, not for check"),
-    (("view", "clip.dat", *SIZE, "--out", "folder.png"), "folder.png: is a directory"),
+    (("view", "clip.dat", *SIZE, "--out", "folder.png"), "folder.png: is a folder, expected a file"),
     (("info", "clip.dat", *SIZE, "--rate", "-100"), "'-100' is no number of frames a second"),
     (("info", ".", *SIZE), ".: a folder, a recording is a file"),
     (("view", "clip.dat", *SIZE, "--frame", "5", "--out", "v.gif"), "--frame is for a .png"),

@@ -341,7 +341,7 @@ def test_nothing_else_is_replaced(tiny, model, tmp_path):
 
 def test_what_a_kill_leaves_is_no_obstacle(tiny, model, tmp_path):
     part = tmp_path/"index.part"; part.mkdir()
-    (part/"index.4242.tmp.json").write_text('{"of"') # of one that was killed while it noted what is done
+    (part/".index.4242.part.json").write_text('{"of"') # of one that was killed while it noted what is done
     Index.build(model, identity(MODEL, tiny), SpikeDataset(tiny), tmp_path/"index")
     assert {p.name for p in (tmp_path/"index").iterdir()} == {"index.json", "embeddings.npy"}
 
@@ -425,7 +425,7 @@ def test_errors_are_one_line(tiny, tmp_path, monkeypatch, capsys, words, says):
         write_metadata(name, [rows[0] | dict(file="a.dat", frames=shape[0], height=shape[1], width=shape[2])])
     _, err = run(capsys, *words, code=2)
     assert says in err and err.count("\n") == 1 and err.startswith("spklip"), err
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.part*"))
 
 def test_ctrl_c_while_indexing(tiny, monkeypatch, capsys):
     encode, seen = SPKLIP.encode_video, []

@@ -131,7 +131,7 @@ def test_generate_writes_resumes_and_rests(tmp_path, capsys):
     assert "12 of 12" in capsys.readouterr().out and all(f.read_bytes() == data for f, (data, _) in files.items())
     kept = sorted(folder.rglob("*.dat"))[5]
     assert kept.stat().st_mtime_ns == files[kept][1]
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob("*.part*"))
     data = SpikeDataset(folder, "test")
     assert len(data) == 3 and torch.equal(data[1]["packed"], render(TINY, [10])[0])
     assert read_metadata(folder)[10] == describe(TINY, 10)

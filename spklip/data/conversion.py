@@ -30,7 +30,8 @@ from joblib import Parallel, delayed
 from ..camera import SpikeCamera
 from .datasets import METADATA, UNUSED, assign_splits, read_metadata, read_unused, write_lines, write_metadata
 from .interpolation import METHODS, blend_spikes, in_between, interpolator, kept_of
-from .streams import StreamError, clip_index, count_frames, look_of, write_dat
+from .streams import StreamError, clip_index, count_frames, write_dat
+from ..files import half_written, look_of
 from .video import VideoClip, frame_rate, key_frames, length, list_fields
 
 # %% ../../nbs/data/05_conversion.ipynb #fa7fdc6b
@@ -253,7 +254,7 @@ def _alone(work, clip, run):
 def _sole_writer(folder):
     "Hold the folder's lock, clear away what dead processes left half written, and give out the name of this turn."
     def clear():
-        for part in folder.glob(".*.part"): part.unlink(missing_ok=True)
+        for part in half_written(folder): part.unlink(missing_ok=True)
     try:
         with FileLock(folder/".lock", timeout=0):
             turn = uuid4().hex

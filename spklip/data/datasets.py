@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from torch.utils.data import Dataset
-from .streams import SpikeStream, StreamError, atomic, clip_index, count_frames, frame_bytes, read_dat
+from .streams import SpikeStream, StreamError, clip_index, count_frames, frame_bytes, read_dat
+from ..files import atomic
 
 # %% ../../nbs/data/01_datasets.ipynb #13893905
 METADATA, UNUSED = "metadata.jsonl", "unused.jsonl"  # of recordings that another command made and the last one did not ask for
@@ -46,7 +47,7 @@ def write_lines(
 ):
     "Write a file of JSON lines atomically."
     if not rows: return Path(path).unlink(missing_ok=True)
-    with atomic(path, "w") as f: f.writelines(json.dumps(row)+"\n" for row in rows)
+    with atomic(path) as part, open(part, "w") as f: f.writelines(json.dumps(row)+"\n" for row in rows)
 
 def write_metadata(
     folder,           # the data set's folder

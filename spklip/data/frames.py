@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .datasets import METADATA, SpikeDataset, is_video, read_metadata, _video_problem
 from .scenes import SpikeActions, claim, describe, draw, fill, take
-from .streams import StreamError, atomic, clip_index
+from .streams import StreamError, clip_index
+from ..files import atomic
 from .video import _pictures, length
 
 # %% ../../nbs/data/07_frames.ipynb #39c0f272
@@ -53,7 +54,7 @@ def describe_video(config, index, frames): # -> a row of metadata.jsonl
 def write_films(config, indices, files, frames): # -> how many
     "Film clips into their files."
     for i, file in zip(indices, files):
-        with atomic(file) as f: np.save(f, film(config, i, frames).numpy())
+        with atomic(file) as part: np.save(part, film(config, i, frames).numpy())
     return len(indices)
 
 def generate_video(

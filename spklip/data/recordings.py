@@ -25,7 +25,8 @@ import numpy as np
 from filelock import FileLock
 from ..camera import pack, unpack
 from .datasets import METADATA, UNUSED, assign_splits, read_metadata, read_unused, row_fault, write_lines, write_metadata
-from .streams import SpikeStream, StreamError, atomic, count_frames, frame_bytes, look_of, sizes_that_fit, write_dat
+from .streams import SpikeStream, StreamError, count_frames, frame_bytes, sizes_that_fit, write_dat
+from ..files import atomic, look_of
 
 # %% ../../nbs/data/06_recordings.ipynb #0a19b064
 def _as_said(known, where):
@@ -348,7 +349,7 @@ def save_mask(
     flip_rows:bool=False, # the recording's file is bottom-up
 ):
     "Keep a mask, rows in the order of the file, since a pixel belongs to the sensor."
-    with atomic(path) as f: np.save(f, kinds[::-1] if flip_rows else kinds)
+    with atomic(path) as part, open(part, "wb") as f: np.save(f, kinds[::-1] if flip_rows else kinds) # whatever its name ends in
 
 def load_mask(
     path,                # an .npy file

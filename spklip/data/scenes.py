@@ -23,7 +23,8 @@ from torch import Tensor
 from ..camera import SensorNoise, simulate
 from .actions import ACTIONS, CLASSES, FLYING, POINTS, STEADY, THINGS, Action, Stage, at, limb
 from .datasets import METADATA, SPLITS, write_metadata
-from .streams import StreamError, atomic, clip_index, write_dat
+from .streams import StreamError, clip_index, write_dat
+from ..files import HALF_WRITTEN, atomic, half_written
 
 # %% ../../nbs/data/02_scenes.ipynb #d573ad06
 @dataclass(frozen=True)
@@ -716,10 +717,10 @@ def claim(config, folder, **more): # more settings
         if found == settings: return
         changed = ", ".join(f"{k} {found.get(k)} -> {settings.get(k)}" for k in settings | found if found.get(k) != settings.get(k) and k != "made_by")
         raise StreamError(f"{folder}: holds SpikeActions of other settings ({changed or 'an older drawing'}); delete it or choose another folder")
-    if folder.exists() and (not folder.is_dir() or any(f.suffix != ".part" for f in folder.iterdir())): # one who was stopped, or is about to, left no more
+    if folder.exists() and (not folder.is_dir() or any(not p.match(HALF_WRITTEN) for p in folder.iterdir())): # one who was stopped, or is about to, left no more
         raise StreamError(f"{folder}: holds something that is not SpikeActions; choose an empty or a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(mark, "w") as f: json.dump(settings, f, indent=1)
+    with atomic(mark) as part: part.write_text(json.dumps(settings, indent=1))
 
 # %% ../../nbs/data/02_scenes.ipynb #701a0371
 def generate(
@@ -747,7 +748,7 @@ def write_clips(config, indices, files, device): # -> how many
 def fill(config, folder, tell, write, progress=False, device="cpu"): # tell(config, index) -> row; write(config, indices, files) -> how many
     "Write what is not there yet; for one process at a time."
     if (folder/METADATA).exists(): return
-    for left in folder.rglob(".*.part"): left.unlink()  # what an interruption left half written
+    for left in half_written(folder): left.unlink()
     rows = [tell(config, i) for i in range(len(config))]
     for sub in {Path(r["file"]).parent for r in rows}: (folder/sub).mkdir(parents=True, exist_ok=True)
     todo, some = [i for i, r in enumerate(rows) if not (folder/r["file"]).exists()], at_once(config, device)

@@ -91,7 +91,7 @@ def view(args) -> None:
     from PIL import Image, PngImagePlugin
     from spklip.camera import tfi, tfp, unpack
     from spklip.data.recordings import mask_for, mend
-    from spklip.lab.runs import atomic
+    from spklip.files import atomic
     stream = recording(args)
     out, bad = Path(args.out or f"{stream.path.stem}-{args.what}.png"), mask_for(args.mask, stream)
     frame, chosen = moments_of(args, out, stream)
@@ -170,7 +170,8 @@ def listed(
 ) -> list:                   # VideoClip
     "The clips of HMDB51 or UCF101 by an official split; listed videos that are not there are counted, and named in missing.txt. Raises StreamError when none is."
     from spklip.data import conversion
-    from spklip.data.streams import StreamError, atomic
+    from spklip.data.streams import StreamError
+    from spklip.files import atomic
     kind, split = args.what[0], args.split or "1"
     if not args.splits: raise ValueError(f"{kind}: give --splits, the folder of its lists")
     if not split.isdigit(): raise ValueError(f"{kind} has the splits 1, 2 and 3, not {split!r}")
@@ -179,7 +180,7 @@ def listed(
     if not clips: raise StreamError(f"{args.videos}: none of the {len(missing):,} listed videos of {kind} is here")
     print(f"{len(clips):,} of {len(clips) + len(missing):,} listed videos are here" + (f"; not {missing[0]} (and {len(missing) - 1:,} more: {args.out}/missing.txt)" if missing else ""))
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    with atomic(Path(args.out)/"missing.txt", "w") as f: f.writelines(name + "\n" for name in missing)
+    with atomic(Path(args.out)/"missing.txt") as part: part.write_text("".join(name + "\n" for name in missing))
     return clips
 
 def clips_of(
@@ -340,7 +341,7 @@ def over_time(out:Path, rows:list, labels:list, rate) -> None: # (first frame, p
     "Every window as a line of a table, or as a point of a picture."
     import csv
     from spklip.lab.figures import lines
-    from spklip.lab.runs import atomic
+    from spklip.files import atomic
     with atomic(out) as part:
         if out.suffix.lower() == ".png":
             start, *found = zip(*rows)
@@ -396,7 +397,7 @@ def save_sheet(path, query, clips, numbers, scores) -> None:
     "The clips that were found as a picture, six in a row, each its mean over the 61 frames around its middle; green: the caption is the query."
     from spklip.camera import tfp, unpack
     from spklip.lab import figures
-    from spklip.lab.runs import atomic
+    from spklip.files import atomic
     shown = []
     for place, (i, score) in enumerate(zip(numbers, scores), 1):
         packed, r = clips[i]["packed"], clips.rows[i]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..files import atomic
 from .notebooks import root
-from .runs import atomic
 from .tables import STATUSES, digits_of, plus_minus
 
 # %% ../../nbs/lab/06_report.ipynb #d6c4f6d4

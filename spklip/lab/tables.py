@@ -14,9 +14,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 import pandas as pd
 from filelock import FileLock
+from ..files import atomic
 from .notebooks import root
 from .paper import Number
-from .runs import atomic, runs_folder, write_json
+from .runs import runs_folder, write_json
 
 # %% ../../nbs/lab/02_tables.ipynb #3437d92d
 STATUSES = ("reproduced", "contradicted", "needs data", "ours")
