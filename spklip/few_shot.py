@@ -67,7 +67,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -76,7 +76,7 @@ from .data.frames import open_clips
 from .files import atomic
 from .lab.processes import accelerator_on, device_of
 from .lab.runs import cached, digest, fingerprint, is_finished, run_folder, side_by_side
-from .stcl import SPKLIP
+from .stcl import SPKLIP, write_tensors
 from .train import (Preset, TrainConfig, at_once, augment, evaluate, fits, learning_rate, make_optimizer, model_digest, new_model, only, run_of, segments_of, train_epoch,
                           where_it_may_mirror)
 
@@ -171,7 +171,7 @@ def stored_features(
         clips = lambda split, some: (lambda d: d if some is None else only(d, some))(open_clips(data, split, segments_of(model.config)))
         if norms is not None: refresh_norms(model, clips("train", norms))
         found = clip_features(model, clips(split, chosen), views, config)
-        with atomic(folder/"features.safetensors") as part: save_file({"features": found}, part)
+        with atomic(folder/"features.safetensors") as part: write_tensors({"features": found}, part)
         return list(found.shape)
     run = dict(model=model_digest(start), data=fingerprint(data), split=split,
                views=views, shift=config.shift, flip=config.flip, thresholds=config.thresholds, norms=norms, chosen=chosen)

@@ -6,10 +6,11 @@
 __all__ = ['SPECIAL', 'TARGETS', 'CACHE_BYTES', 'GPU_BYTES', 'learn_wordpiece', 'TextConfig', 'sent', 'TextEncoder',
            'bert_folder', 'silent', 'load_bert', 'clip_words', 'text_encoder', 'contrastive_targets',
            'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch', 'as_spikes', 'visual_encoder', 'one_row',
-           'one_call', 'bound_scale', 'SPKLIP', 'spiking', 'save_pretrained', 'parts_of', 'load_pretrained',
-           'encode_by_loop']
+           'one_call', 'bound_scale', 'SPKLIP', 'spiking', 'write_tensors', 'save_pretrained', 'parts_of',
+           'load_pretrained', 'encode_by_loop']
 
 # %% ../nbs/03_stcl.ipynb #4ba4101b
+import errno
 import gzip
 import json
 import math
@@ -21,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn, Tensor
@@ -371,6 +373,14 @@ def spiking(
     return new
 
 # %% ../nbs/03_stcl.ipynb #a41818bb
+def write_tensors(
+    tensors:dict,    # name -> tensor
+    path:str|Path,   # a .safetensors
+) -> None:
+    "Write tensors. Raises OSError where the disk is full, as other writers do."
+    try: save_file(tensors, str(path))
+    except SafetensorError as error: raise OSError(errno.EIO, str(error), str(path)) from None
+
 def save_pretrained(
     model:SPKLIP,    # any device
     folder:str|Path, # made where it is missing
@@ -382,7 +392,7 @@ def save_pretrained(
     if half: state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     writers = {"config.json": lambda p: p.write_text(json.dumps(asdict(model.config), indent=1)+"\n", encoding="utf8"),
                "tokenizer.json": lambda p: model.text.tokenizer.save(str(p)),
-               "model.safetensors": lambda p: save_file(state, str(p))}
+               "model.safetensors": lambda p: write_tensors(state, p)}
     for name, write in writers.items():
         with atomic(folder/name) as part: write(part)
     return folder

@@ -301,7 +301,7 @@ def save_epoch(folder:Path, model:SPKLIP, optimizer, history:list) -> None:
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
     moments = {f"{i}.{k}": v.contiguous() for i, state in optimizer.state_dict()["state"].items() for k, v in state.items()}
-    with atomic(part/"optimizer.safetensors") as file: save_file(moments, file) # all is on the disk before it is an epoch
+    with atomic(part/"optimizer.safetensors") as file: write_tensors(moments, file) # all is on the disk before it is an epoch
     write_json(part/"history.json", history)
     part.rename(target)
     for old in folder.glob("epoch-*"):
@@ -377,7 +377,7 @@ def to_watch(
     segments = segments_of(preset.model)
     if "validation" in {r["split"] for r in read_metadata(data)}: return open_clips(data, "validation", segments)
     _, kept_back = hold_out(open_clips(data, "train", segments), preset.train.hold_out)
-    if not len(kept_back): raise ValueError(f"{data}: no clips of split 'validation', and hold_out={preset.train.hold_out} keeps none back to watch instead")
+    if not len(kept_back): raise ValueError(f"{data}: no clips of split 'validation', and hold_out={preset.train.hold_out} keeps none back to watch instead: give it more clips, or a validation split")
     return kept_back
 
 # %% ../nbs/04_train.ipynb #a347e530

@@ -199,6 +199,8 @@ def test_a_model_the_whole_way(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "top1" in out and "in_batch" in out
     clip = next((tmp_path/"clips").rglob("*.dat")) # its size is in the metadata above it
+    assert cli.main(["classify", str(clip), "--model", "run/model", "--labels", "a person walks, a person xyzzy"]) == 0
+    assert capsys.readouterr().err.strip().endswith("not among the model's words: xyzzy")
     assert cli.main(["classify", str(clip), "--model", "run/model", "--labels", "a person walks, a person waves one hand"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and abs(sum(float(l.split("%")[0]) for l in lines) - 100) < 0.2

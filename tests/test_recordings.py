@@ -1,5 +1,6 @@
 "Recordings of real cameras: any file opens as what it is, defects are found and nothing else, samples are cut once and whole"
 import csv, json, os, pickle, subprocess, sys
+from pathlib import Path
 from dataclasses import replace
 import numpy as np
 import pytest
@@ -136,6 +137,11 @@ def test_counts(tmp_path_factory, n, h, w, parts, seed):
     edges = np.cumsum(frames)
     assert all((c == spikes[e-f:e].sum(0)).all() for c, e, f in zip(counts, edges, frames))
 
+def test_bits_that_fill_up_a_byte_are_no_pixels(tmp_path):
+    (tmp_path/"full.dat").write_bytes(b"\xff"*2*5)
+    found = health(open_recording(tmp_path/"full.dat", 3, 3))
+    assert found.rate == 1 and (found.counts == 5).all() and (found.activity == 9).all()
+
 def planted(light, **defects):
     "Counts in four parts of a sensor with defects in front of a light, and where they are."
     how = SensorNoise(seed=5, **defects)
@@ -269,6 +275,18 @@ def test_samples_are_the_frames_they_say(tmp_path):
         seen = read_dat(tmp_path/"films"/label/person/"1.dat", 24, 32, r["start"], 20, flip_rows=True)
         assert (read_dat(tmp_path/"set"/r["file"], 16, 24) == seen[:, 4:20, 4:28]).all() and (r["label"], r["group"], r["rate_hz"]) == (label, person, 20000)
     assert len(SpikeDataset(tmp_path/"set", segments=2)) == 18
+
+def test_samples_among_the_recordings_are_no_recordings(tmp_path):
+    first = films(tmp_path/"films")
+    slice_recordings(first, tmp_path/"films"/"set", CUT, progress=False)
+    assert folder_sources(tmp_path/"films", height=24, width=32, flip_rows=True) == first
+
+def test_classes_behind_links(tmp_path):
+    own = films(tmp_path/"films")
+    (tmp_path/"links").mkdir()
+    for name in ("left", "right"): (tmp_path/"links"/name).symlink_to(tmp_path/"films"/name)
+    linked = folder_sources(tmp_path/"links", height=24, width=32, flip_rows=True)
+    assert [(s.label, s.group, s.name) for s in linked] == [(s.label, s.group, s.name) for s in own] and len(own) == 6
 
 def test_a_class_of_96_from_any_number_of_recordings(tmp_path):
     for label, people in (("left", 5), ("right", 7)):
@@ -501,12 +519,16 @@ def test_slice_command(recorded, capsys):
     ("slice a.npy --label a --out set", "a crop of 240 x 320 does not fit"), ("slice a.npy --label a --out set --crop all --frames 400", "300 frames, a sample takes 400"),
     ("slice a.npy --label a --out set --crop all --samples 99", "no 99 different samples"), ("slice a.npz --label a --out set --crop all", "give the key"), ("slice . --out set", "no recordings in folders"),
     ("slice none.csv --out set", "none.csv"), ("slice a.npy --label a --out set --crop 12", "no size such as 240x320"), ("slice a.npy --label a --out set --samples 2 --stride 3", "not allowed with"),
-    ("info a.npz", "holds 2 arrays"), ("view a.npy --mask none.npy", "no such mask")])
+    ("info a.npz", "holds 2 arrays"), ("view a.npy --mask none.npy", "no such mask"), ("view a.npy --mask text.npy", "text.npy: holds <U1, a mask is uint8"),
+    ("info a.npy --mask a.npy", "--mask a.npy: here it is what is written"), ("info a.dat --height 24 --width 32 --mask a.dat", "give it a name of its own that ends in .npy"),
+    ("slice . --out . --frames 20", "--out .: samples would lie among the recordings")])
 def test_errors_are_one_line(recorded, capsys, words, says):
+    before = Path("a.dat").read_bytes(), Path("a.npy").read_bytes(); np.save("text.npy", np.full((24, 32), "x"))
     try: code = cli.main(words.split())
     except SystemExit as end: code = end.code
     err = capsys.readouterr().err
     assert code == 2 and err.count("\n") == 1 and says in err and "Traceback" not in err
+    assert (Path("a.dat").read_bytes(), Path("a.npy").read_bytes()) == before
 
 # real ones
 

@@ -407,7 +407,7 @@ def test_words_that_the_model_has_not_learnt(tiny, capsys):
     (("search", "a person walks", "tiny", "--model", "absent"), "absent: no model here"),
     (("search", "a person walks", "tiny", "--sheet", "x.jpg"), "x.jpg: a sheet is a .png"),
     (("search", "a person walks", "tiny", "--top", "0"), "'0' is no whole number of 1 or more"),
-    (("search", "a person walks", "tiny", "--index", "thesis"), "thesis: not there; `spklip index`"),
+    (("search", "a person walks", "tiny", "--index", "thesis"), "thesis: is no index"),
     (("index", "tiny", "--index", "thesis"), "thesis: exists and is no index"),
     (("index", "absent"), "absent/metadata.jsonl: No such file"),
     (("index", "cut"), "bytes, expected"),

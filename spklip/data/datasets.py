@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from torch.utils.data import Dataset
-from .streams import SpikeStream, StreamError, clip_index, count_frames, frame_bytes, read_dat
+from .streams import SpikeStream, StreamError, clip_index, count_frames, frame_bytes, read_dat, spikes_in
 from ..files import atomic
 
 # %% ../../nbs/data/01_datasets.ipynb #13893905
@@ -242,7 +242,7 @@ def summary(
         if not part: continue
         picked = [part[i] for i in np.random.default_rng(0).permutation(len(part))[:sample]] # at random: classes may take turns
         video, contents = is_video(part[0]), (_content(folder, r) for r in picked)
-        spikes = sum(int(c.sum())/255 if video else int(np.bitwise_count(c).sum()) for c in contents)
+        spikes = sum(int(c.sum())/255 if video else int(spikes_in(c, part[0]["height"], part[0]["width"]).sum()) for c in contents)
         pixels = sum(r["frames"]*r["height"]*r["width"] for r in picked)
         table[split] = dict(clips=len(part), classes=len({r["label"] for r in part}), groups=len({r["group"] for r in part}),
                             frames=sum(r["frames"] for r in part), **{"light" if video else "firing_rate": round(spikes/pixels, 4)},

@@ -25,8 +25,8 @@ import numpy as np
 from filelock import FileLock
 from ..camera import pack, unpack
 from .datasets import METADATA, UNUSED, assign_splits, read_metadata, read_unused, row_fault, write_lines, write_metadata
-from .streams import SpikeStream, StreamError, count_frames, frame_bytes, sizes_that_fit, write_dat
-from ..files import atomic, look_of
+from .streams import SpikeStream, StreamError, count_frames, frame_bytes, sizes_that_fit, spikes_in, write_dat
+from ..files import atomic, files_below, look_of
 
 # %% ../../nbs/data/06_recordings.ipynb #0a19b064
 def _as_said(known, where):
@@ -87,7 +87,8 @@ def _npz(path, key):
                 f.seek(sum(np.frombuffer(f.read(4), "<u2").tolist()), 1)
                 return _map_npy(f, path), beside
             with tempfile.TemporaryFile() as unpacked, z.open(member) as source:
-                shutil.copyfileobj(source, unpacked, 2**24)
+                try: shutil.copyfileobj(source, unpacked, 2**24)
+                except OSError as e: raise StreamError(f"{path}: {e.strerror} in {tempfile.gettempdir()}, where it is unpacked; TMPDIR may name another place") from None
                 unpacked.seek(0)
                 return _map_npy(unpacked, path), beside
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as e:
@@ -207,7 +208,7 @@ def count_spikes(
     for part, (a, b) in enumerate(zip(edges, edges[1:])):
         for bits in recording.chunks(a, b):
             counts[part] += unpack(bits, recording.height, recording.width).sum(0, dtype=np.int32)
-            activity.append(np.bitwise_count(bits).sum(1, dtype=np.int64))
+            activity.append(spikes_in(bits, recording.height, recording.width))
     return counts, np.diff(edges), np.concatenate(activity)
 
 # %% ../../nbs/data/06_recordings.ipynb #dd44a0b1
@@ -349,7 +350,8 @@ def save_mask(
     flip_rows:bool=False, # the recording's file is bottom-up
 ):
     "Keep a mask, rows in the order of the file, since a pixel belongs to the sensor."
-    with atomic(path) as part, open(part, "wb") as f: np.save(f, kinds[::-1] if flip_rows else kinds) # whatever its name ends in
+    np.save(content := io.BytesIO(), kinds[::-1] if flip_rows else kinds) # numpy does not say that a disk is full
+    with atomic(path) as part: part.write_bytes(content.getvalue())
 
 def load_mask(
     path,                # an .npy file
@@ -358,6 +360,7 @@ def load_mask(
     "A mask for a recording of the same camera; raises `StreamError` where the sizes differ."
     if not Path(path).is_file(): raise StreamError(f"{path}: no such mask")
     with open(path, "rb") as f: kinds = np.array(_map_npy(f, path))
+    if kinds.dtype != np.uint8: raise StreamError(f"{path}: holds {kinds.dtype}, a mask is uint8 as `info --mask` writes it")
     if kinds.shape != (recording.height, recording.width): raise StreamError(f"{path}: a mask of {list(kinds.shape)}, {recording.path} is {recording.height} x {recording.width}")
     return kinds[::-1] if recording.flip_rows else kinds
 
@@ -454,7 +457,7 @@ def read_list(
             own = str(Path(row["file"]).with_suffix(""))
             sources.append(Source(**given | dict(group=own, name=own) | row | dict(file=path.parent/row["file"])))
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
-        raise StreamError(f"{path}: recording {max(number, 1)} is not one ({type(e).__name__}: {e}); it needs file and label, and may have {', '.join(_TYPES)}, group, prompt, caption, split, key") from None
+        raise StreamError(f"{path}: recording {max(number, 1)} is not one ({type(e).__name__}: {e}); it needs file and label, and may have {', '.join(_TYPES)}, name, group, prompt, caption, split, key") from None
     if not sources: raise StreamError(f"{path}: lists no recordings")
     return sources
 
@@ -462,9 +465,11 @@ def folder_sources(
     folder,          # class/recording, or class/person/recording
     **given,         # for all: height, width, flip_rows ...
 ) -> list[Source]:
-    "The recordings of a folder, a folder a class."
+    "The recordings of a folder, a folder a class; data sets in it, which may be of samples of these recordings, are passed over."
     folder = Path(folder)
-    files = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix.lower() in (".dat", ".npy", ".npz") and len(f.relative_to(folder).parts) > 1)
+    below = [f.relative_to(folder) for f in files_below(folder)]
+    sets = {f.parent for f in below if f.name == METADATA} - {Path()}
+    files = [f for f in below if f.suffix.lower() in (".dat", ".npy", ".npz") and len(f.parts) > 1 and sets.isdisjoint(f.parents)]
     if not files: raise StreamError(f"{folder}: no recordings in folders named after classes")
     own = [str(f.with_suffix("")) for f in files]
     return [Source(folder/f, **{"label": f.parts[0], "group": f.parts[1] if len(f.parts) > 2 else name} | given | {"name": name}) for f, name in zip(files, own)]

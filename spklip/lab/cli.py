@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MOST', 'KINDS', 'PRESETS', 'RESUMED', 'recording', 'beside', 'info', 'grey', 'moments_of', 'view', 'reason', 'told',
            'data', 'check', 'listed', 'clips_of', 'convert', 'sources_of', 'slice_', 'train', 'model_at', 'trained',
-           'evaluate', 'classify', 'follow', 'over_time', 'asked', 'index', 'search', 'save_sheet', 'on_own_data',
-           'reproduce', 'bench', 'Parser', 'rate', 'count', 'seed', 'add', 'of_recording', 'how_read', 'of_mask',
-           'crop', 'of_size', 'looking', 'making', 'converting', 'slicing', 'finding', 'asking', 'timing', 'parser',
-           'one_line', 'let_go', 'main']
+           'evaluate', 'note_strange', 'classify', 'follow', 'over_time', 'asked', 'index', 'search', 'save_sheet',
+           'on_own_data', 'reproduce', 'bench', 'Parser', 'rate', 'count', 'seed', 'add', 'of_recording', 'how_read',
+           'of_mask', 'crop', 'of_size', 'looking', 'making', 'converting', 'slicing', 'finding', 'asking', 'timing',
+           'parser', 'one_line', 'let_go', 'main']
 
 # %% ../../nbs/lab/04_cli.ipynb #2b5659dc
 import argparse, logging, os, sys
@@ -35,7 +35,11 @@ def beside(path:Path): # the picture of the same scene that lies beside a record
 def info(args) -> None:
     "spklip info FILE: size, duration, firing rate, saturated, silent and defective pixels."
     from spklip.data.recordings import health, row_order, save_mask
+    from spklip.files import expect_to_write
     stream = recording(args)
+    if args.mask:
+        if Path(args.mask).suffix != ".npy" or Path(args.mask).exists() and stream.path.samefile(args.mask): raise ValueError(f"--mask {args.mask}: here it is what is written; give it a name of its own that ends in .npy")
+        expect_to_write(args.mask)
     found, pixels, rate = health(stream), stream.height*stream.width, args.rate or stream.rate_hz
     seconds = f"{len(stream)/rate*1000:.1f} ms at {rate:,.0f} frames a second" if rate else "not known (give --rate, frames a second)"
     bad = ", ".join(f"{n:,} {kind}" for kind, n in found.bad.items())
@@ -259,6 +263,7 @@ def slice_(args) -> int: # exit code
     from spklip.data.recordings import Cut, slice_recordings
     height, width = args.crop
     cut = Cut(args.frames, args.stride, args.samples, args.per_class, height, width, args.mask or "")
+    if Path(args.out).is_dir() and any(Path(f).is_dir() and Path(f).samefile(args.out) for f in args.files): raise ValueError(f"--out {args.out}: samples would lie among the recordings; name another folder")
     sources = sources_of(args)
     code = told(slice_recordings(sources, args.out, cut), len(sources), args.out, "recordings")
     check(args.out)
@@ -300,6 +305,12 @@ def evaluate(args) -> None:
     print(f"{args.data}, {args.split}: {len(clips.classes)} classes")
     for name, value in evaluate(model, clips).metrics().items(): print(f"{name:12} {value:.4g}")
 
+def note_strange(model, text:str) -> None:
+    "Say which words a model has never read as a whole: what it makes of them is a guess."
+    pieces = {word: model.text.tokenizer.encode(word, add_special_tokens=False).tokens for word in text.split()}
+    if strange := [word for word, parts in pieces.items() if any(p.startswith("##") or p == "[UNK]" for p in parts)]:
+        print(f"note: not among the model's words: {', '.join(strange)}", file=sys.stderr)
+
 def classify(args) -> None:
     "spklip classify FILE.dat --labels 'a, b': which sentence says what the recording shows, as one clip or, with --stream, window by window?"
     import torch
@@ -315,6 +326,7 @@ def classify(args) -> None:
     if (model.config.height, model.config.width) != (stream.height, stream.width):
         print(f"note: the model learnt from {model.config.height} x {model.config.width} pixels, this is {stream.height} x {stream.width}", file=sys.stderr)
     clip = unpack(torch.from_numpy(stream.packed(clip_index(len(stream), segments))), stream.height, stream.width)
+    note_strange(model, " ".join(labels))
     found = model.classify(clip[None], labels)[0].tolist()
     for p, label in sorted(zip(found, labels), reverse=True): print(f"{p:6.1%}  {label}")
 
@@ -322,9 +334,12 @@ def classify(args) -> None:
 def follow(args, model, stream, labels:list) -> None: # Recording, sentences
     "What `classify --stream` prints: a line whenever the answer changes; every window goes to --out."
     from tqdm import tqdm
+    from spklip.files import expect_to_write
     from spklip.retrieval import classify_stream
     out, rate, rows, answer = args.out and Path(args.out), args.rate or stream.rate_hz, [], None
     if out and out.suffix.lower() not in (".csv", ".png"): raise ValueError(f"{out}: a .csv of every window, or a .png of them all")
+    if out: expect_to_write(out)
+    note_strange(model, " ".join(labels))
     window = args.window or min(3000, len(stream))
     say = lambda frame: f"{frame/rate:10.3f} s" if rate else f"frame {frame:10,}"
     windows = -(-(len(stream) - window)//(args.hop or max(1, window//2))) + 1
@@ -379,12 +394,11 @@ def search(args) -> None:
     if not query: raise ValueError("an empty sentence finds nothing")
     if args.sheet and Path(args.sheet).suffix.lower() != ".png": raise ValueError(f"{args.sheet}: a sheet is a .png")
     model, clips, of, at, why = asked(args)
-    if why and args.index and at.exists(): raise ValueError(f"{at}: {why}; `spklip index` with the same folder and --index makes it anew")
+    if why and args.index and at.exists():
+        raise ValueError(f"{at}: is no index" if why == "not there" else f"{at}: {why}; `spklip index` with the same folder and --index makes it anew")
     if why: print(f"index {at}: {why}, is made", file=sys.stderr)
     found = Index.build(model, of, clips, at, progress=True) if why else Index.open(at)
-    pieces = {word: model.text.tokenizer.encode(word, add_special_tokens=False).tokens for word in query.split()}
-    if strange := [word for word, parts in pieces.items() if any(p.startswith("##") or p == "[UNK]" for p in parts)]:
-        print(f"note: not among the model's words: {', '.join(strange)}", file=sys.stderr)
+    note_strange(model, query)
     scores, numbers = (x[0].tolist() for x in found.search(embed_texts(model, [query]), args.top))
     rows = [clips.rows[i] for i in numbers]
     file, label = (max(len(r[name]) for r in rows) for name in ("file", "label"))
@@ -442,12 +456,15 @@ def bench(args) -> None:
     "spklip bench: time every part beside the plainest code for the same, and beside other libraries that are installed."
     import pandas as pd
     from spklip.bench import bench, changes, write_bench
+    from spklip.files import expect_to_write
     from spklip.lab.notebooks import root
     columns = ["case", "who", "what", "ms", "lower", "upper"]
     try: earlier = pd.read_csv(args.against)[columns] if args.against else None # before minutes are spent
     except (ValueError, KeyError): raise ValueError(f"{args.against}: no table of `spklip bench`; its columns are {', '.join(columns)} and more") from None
+    out = args.out or root()/"outputs"/("smoke/bench" if args.small or args.only else "bench")
+    expect_to_write(Path(out)/"bench.csv")
     rows, rates, failed = bench(args.only, args.small, args.device, lambda line: print(line, flush=True))
-    if rows: print(write_bench(rows, rates, args.out or root()/"outputs"/("smoke/bench" if args.small or args.only else "bench"), args.device))
+    if rows: print(write_bench(rows, rates, out, args.device))
     if rows and earlier is not None: print("\n".join(changes(rows, earlier)))
     if failed: raise ValueError(f"what failed has no rows: {', '.join(failed)}")
 
@@ -555,7 +572,7 @@ def converting(commands) -> None:
     "convert."
     p = add(commands, convert, "spklip convert hmdb51 --videos hmdb51 --splits testTrainMulti_7030_splits --out data/hmdb51-s --jobs 8")
     p.add_argument("what", nargs="+", metavar="WHAT", help="hmdb51, ucf101 or folder, with --videos; or videos, or one folder of them")
-    p.add_argument("--videos", metavar="FOLDER", help="where the videos of hmdb51, ucf101 or folder are, at any depth")
+    p.add_argument("--videos", metavar="FOLDER", help="where the videos of hmdb51, ucf101 or folder are, at any depth: .avi, .mp4, .mkv, .mov, .webm, .mpg and others")
     p.add_argument("--splits", metavar="FOLDER", help="the official lists of hmdb51 or ucf101")
     p.add_argument("--split", choices=("1", "2", "3", "train", "validation", "test"),
                    help="official split of hmdb51 and ucf101 (1); of all others (videos: train; a folder: 60/15/25 by source video)")
@@ -581,7 +598,7 @@ def slicing(commands) -> None:
     p = add(commands, slice_, "spklip slice recordings --per-class 96 --height 250 --width 416 --flip-rows --out data/real")
     p.add_argument("files", nargs="+", metavar="FILE", help="recordings of one class, a folder (class/FILE or class/person/FILE), or a list: .csv or .jsonl with file, label and, if wanted, group, prompt ...")
     p.add_argument("--out", required=True, metavar="FOLDER", help="the data set")
-    p.add_argument("--label", help="class of the recordings")
+    p.add_argument("--label", help="class of the recordings; of a list's, where its line names none")
     p.add_argument("--prompt", help="the class as a sentence (a video of LABEL)")
     p.add_argument("--group", help="who is seen; samples of a group are never in two splits (the person's folder, else the recording)")
     p.add_argument("--split", choices=("train", "validation", "test"), help="of all (60/15/25 by group)")
@@ -686,7 +703,7 @@ def main(
     if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace") # a file's name may be no UTF-8
     try: args = parser().parse_args(argv)
     finally: let_go() # --help may have nobody who reads it
-    goes_on = "; the same command goes on from here" if args.command in RESUMED else ""
+    goes_on = "; the same command goes on from here" if args.command in RESUMED and getattr(args, "kind", "") != "check" else ""
     try:
         code = args.run(args) or 0
         sys.stdout.flush()
