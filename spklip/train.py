@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 from tqdm import tqdm
@@ -39,10 +39,10 @@ from .data.scenes import SpikeActions
 from .files import atomic
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
-from .lab.processes import Share, accelerator_on, device_of, from_all, join_norms, joined, process, processes, share_of
+from .lab.processes import Share, accelerator_on, device_of, gather_objects, join_norms, all_gather, process, processes, share_of
 from .lab.runs import belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, read_json, run_folder, side_by_side, stopped_by_sigterm, write_json
 from .star_net import STARNetConfig
-from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, bert_folder, bound_scale, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, sent, spiking
+from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, bert_folder, bound_scale, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, spiking, to_device, write_tensors
 
 # %% ../nbs/04_train.ipynb #005eaa98
 @dataclass(frozen=True)
@@ -160,13 +160,13 @@ def augment(
     shifts = [[round(rng.uniform(-config.shift, config.shift)*n) for n in (H, W)] for _ in range(whole)]
     higher = [(rng.randint(1, config.thresholds), rng.getrandbits(60)) if config.thresholds > 1 else (1, 0) for _ in range(whole)]
     flips, shifts, higher = flips[share_of(whole)], shifts[share_of(whole)], higher[share_of(whole)]
-    moves = sent(torch.tensor([[*shift, flip] for shift, flip in zip(shifts, flips)]), device)
+    moves = to_device(torch.tensor([[*shift, flip] for shift, flip in zip(shifts, flips)]), device)
     rows, columns = ((torch.arange(n, device=device) + moves[:, i:i + 1]).clamp(0, n - 1) for i, n in enumerate((H, W)))
     columns = torch.where(moves[:, 2:] > 0, columns.flip(1), columns)
     pixels = (W*rows[:, :, None] + columns[:, None]).flatten(1) # of the clip that each pixel is taken from, [B,H*W]
     out = spikes.flatten(2).gather(2, pixels[:, None].expand(-1, spikes.shape[1], -1)).unflatten(2, (H, W))
     if config.thresholds > 1:
-        held = sent(torch.stack([held_at_random(times, H, W, draw) for times, draw in higher]), device)
+        held = to_device(torch.stack([held_at_random(times, H, W, draw) for times, draw in higher]), device)
         with one_thread(): # several take five times as long, for so little each
             for clip, charges, (times, _) in zip(out, held, higher):
                 if times > 1: clip.copy_(raise_threshold(clip, times, charges))
@@ -228,7 +228,7 @@ def train_epoch(
         spikes, flips = augment(core.spikes(batch["packed"]), config, rng)
         with torch.autocast(spikes.device.type, torch.bfloat16, enabled=config.bf16 and has_bf16(spikes.device)):
             video, text, scale = model(spikes, sentences_of(batch, dataset, flips, config, rng))
-        video, text, labels = joined(video.float()), joined(text.float()), joined(batch["label"].to(video.device, non_blocking=True))
+        video, text, labels = all_gather(video.float()), all_gather(text.float()), all_gather(batch["label"].to(video.device, non_blocking=True))
         loss = contrastive_loss(video, text, contrastive_targets(labels, config.targets), scale)
         optimizer.zero_grad(); accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -281,7 +281,7 @@ def evaluate(
     sentences = model.encode_text(dataset.prompts)
     mine = np.array_split(np.arange(len(dataset)), processes())[process()] # the parts need not be equal
     seen = [torch.cat([model.encode_video(b["packed"]) for b in DataLoader(Subset(dataset, mine), batch_size)]).cpu()] if len(mine) else [] # a GPU is waited for once
-    clips = torch.cat([batch for part in from_all(seen) for batch in part])
+    clips = torch.cat([batch for part in gather_objects(seen) for batch in part])
     return Evaluation(clips @ sentences.cpu().T, torch.tensor(dataset.labels), clips, dataset.classes)
 
 # %% ../nbs/04_train.ipynb #9ecb2452
@@ -413,7 +413,7 @@ def fit(
     Raises ValueError for a folder of another run, or one in which somebody else trains, and for a GPU that is not there."""
     folder, accelerator = Path(folder), accelerator_on(device)
     folder.mkdir(parents=True, exist_ok=True)
-    there = from_all([(folder/"model"/"history.json").exists(), *sorted(e.name for e in folder.glob("epoch-*"))])
+    there = gather_objects([(folder/"model"/"history.json").exists(), *sorted(e.name for e in folder.glob("epoch-*"))])
     if any(found != there[0] for found in there): raise ValueError(f"{folder}: all processes have to see one folder, but in it they find {there}")
     if (folder/"config.json").exists(): belongs(folder, run_of(preset, data, seed, start))
     elif any(there[0]): raise ValueError(f"{folder} has epochs or a model, but no config.json that says of which run; name another folder")

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from spklip.camera import SpikeCamera, in_threads
 from spklip.data import interpolation
-from spklip.data.interpolation import Rife, blend, blend_spikes, flow, follow, in_between, interpolator, seen, stretches
+from spklip.data.interpolation import Rife, blend, blend_spikes, flow, follow, in_between, interpolator, visibility, stretches
 
 def noise(t, h, w, seed=0): return np.random.default_rng(seed).integers(0, 256, (t, h, w), dtype=np.uint8)
 def whole(chunks): return np.concatenate(list(chunks))
@@ -128,14 +128,14 @@ def test_a_hidden_pixel_is_taken_from_where_it_is_seen():
 @has_cv2
 def test_what_does_not_come_home_is_hidden():
     there, back = np.zeros((8, 8, 2), np.float32), np.zeros((8, 8, 2), np.float32)
-    assert (seen(there, back) == 1).all()
+    assert (visibility(there, back) == 1).all()
     there[:, 4:, 0], back[:, :4, 0] = -4, 4   # the right half goes left and comes home; the left half stays and is sent away
-    assert (seen(there, back)[:, 4:] == 1).all() and np.allclose(seen(there, back)[:, :4], np.exp(-16/64))
+    assert (visibility(there, back)[:, 4:] == 1).all() and np.allclose(visibility(there, back)[:, :4], np.exp(-16/64))
 
 @has_cv2
 def test_where_nothing_is_known_the_blend_stays(monkeypatch):
     a, b = noise(2, 40, 50)
-    monkeypatch.setattr(interpolation, "seen", lambda there, back: np.zeros(there.shape[:2], np.float32))
+    monkeypatch.setattr(interpolation, "visibility", lambda there, back: np.zeros(there.shape[:2], np.float32))
     assert (flow(a, b, 4) == blend(a, b, 4)).all()
 
 @has_rife

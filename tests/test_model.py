@@ -175,7 +175,7 @@ def test_nobody_waits_for_what_the_text_encoder_computes(released):
     text = TextEncoder(text.config, 16, text.tokenizer).eval()
     for some in (CAPTIONS, CAPTIONS[:1]):
         ids, mask = text.tokens(some)
-        theirs, ours = (text.bert(input_ids=ids, attention_mask=m).last_hidden_state for m in (mask, text.seen(mask)))
+        theirs, ours = (text.bert(input_ids=ids, attention_mask=m).last_hidden_state for m in (mask, text.attention_mask(mask)))
         assert torch.equal(theirs, ours)
 
 
@@ -329,7 +329,7 @@ def test_large_maps_learn_by_products_where_convolutions_are_slow(monkeypatch):
     monkeypatch.setattr(hsfe.ByProducts, "apply", lambda *a: used.append(a[0].shape) or F.conv2d(*a, padding=1))
     layer = hsfe.Conv3x3(2, 3)
     for slow in (False, True):
-        monkeypatch.setattr(hsfe, "SLOW", slow)
+        monkeypatch.setattr(hsfe, "AVX2_ONLY", slow)
         for side in (32, 128): layer(torch.zeros(1, 2, side, side))
     with torch.no_grad(): layer(torch.zeros(1, 2, 128, 128))
     assert used == [(1, 2, 128, 128)]

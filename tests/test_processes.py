@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from spklip.baselines import BaselineConfig
 from spklip.data.scenes import SpikeActions, generate
 from spklip.lab import processes
-from spklip.lab.processes import accelerator_on, device_of, from_all, join_norms, joined, share_of
+from spklip.lab.processes import accelerator_on, device_of, gather_objects, join_norms, all_gather, share_of
 from spklip.stcl import SPKLIP, contrastive_loss, contrastive_targets, learn_wordpiece, spiking
 from spklip.train import evaluate, fit, preset_of, spiking_presets
 from spklip.data.frames import open_clips
@@ -52,7 +52,7 @@ def gradients(folder):
     join_norms(model)
     mine, words = share_of(8), [f"{a} person {b}" for a in ("a", "some") for b in ("waves", "walks", "sits", "runs")]
     video, text, scale = model(clips[mine], words[mine])
-    loss = contrastive_loss(joined(video), joined(text), contrastive_targets(joined(labels[mine])), scale)
+    loss = contrastive_loss(all_gather(video), all_gather(text), contrastive_targets(all_gather(labels[mine])), scale)
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if dist.is_initialized():
@@ -96,7 +96,7 @@ def uneven(n):
 
 def test_shares(tmp_path):
     "Alone all is mine; a batch of five is for no two processes; what each found may be of any length."
-    assert share_of(5) == slice(0, 5) and from_all([1]) == [[1]]
+    assert share_of(5) == slice(0, 5) and gather_objects([1]) == [[1]]
     assert together(uneven, 2, tmp_path, 5) == ["a batch of 5 clips cannot be shared by 2 processes: the batch size has to be a multiple of their number"]*2
 
 
