@@ -241,8 +241,8 @@ def summary(
         part = [r for r in rows if r["split"] == split]
         if not part: continue
         picked = [part[i] for i in np.random.default_rng(0).permutation(len(part))[:sample]] # at random: classes may take turns
-        video, contents = is_video(part[0]), (_content(folder, r) for r in picked)
-        spikes = sum(int(c.sum())/255 if video else int(spikes_in(c, part[0]["height"], part[0]["width"]).sum()) for c in contents)
+        video = is_video(part[0])
+        spikes = sum(int(_content(folder, r).sum())/255 if video else int(spikes_in(_content(folder, r), r["height"], r["width"]).sum()) for r in picked)
         pixels = sum(r["frames"]*r["height"]*r["width"] for r in picked)
         table[split] = dict(clips=len(part), classes=len({r["label"] for r in part}), groups=len({r["group"] for r in part}),
                             frames=sum(r["frames"] for r in part), **{"light" if video else "firing_rate": round(spikes/pixels, 4)},
