@@ -164,9 +164,9 @@ def test_debug_shows_where(dat, monkeypatch):
 def test_stopped(dat, capsys, monkeypatch, error, code, says):
     "Only who keeps what was made says that it goes on."
     def stopped(*args): raise error
-    monkeypatch.setattr(cli, "recording", stopped); monkeypatch.setattr(cli, "check", stopped)
-    assert cli.main(["data", "check", "."]) == code and capsys.readouterr().err.strip() == f"spklip data: {says}; the same command goes on from here"
-    assert cli.main(["info", dat]) == code and "goes on" not in capsys.readouterr().err
+    for name in ("recording", "check", "asked"): monkeypatch.setattr(cli, name, stopped)
+    assert cli.main(["index", "."]) == code and capsys.readouterr().err.strip() == f"spklip index: {says}; the same command goes on from here"
+    for words in (["info", dat], ["data", "check", "."]): assert cli.main(words) == code and "goes on" not in capsys.readouterr().err
 
 @pytest.mark.parametrize("asked, where, code, says", [("info", "/dev/full", 2, "no space left on device"), ("info", "pipe", 141, ""), ("--help", "pipe", 0, "")])
 def test_what_cannot_be_printed_is_no_success(dat, asked, where, code, says):
