@@ -37,7 +37,7 @@ def test_items_are_the_recordings(folder):
         if i == 16: break
         expected = bits(spikes(i, data.rows[i]["frames"]))[clip_index(data.rows[i]["frames"])]
         assert (item["packed"].numpy() == expected).all() and item["packed"].dtype == torch.uint8
-        assert (item["label"], item["caption"]) == (i % 2, f"clip {i}")
+        assert (item["label"], item["caption"], item["index"]) == (i % 2, f"clip {i}", i)
     batch = next(iter(DataLoader(data, 8)))
     assert batch["packed"].shape == (8, 250, 12) and batch["label"].tolist() == [0, 1]*4
 
@@ -135,6 +135,7 @@ def test_splits_meet_their_shares():
         homes = Counter(s for _, s in {(r["group"], r["split"]) for r in assign_splits(rows, validation=1/9, test=1/3, seed=seed)})
         assert homes == dict(train=5, validation=1, test=3)
     assert assign_splits(rows, seed=0) != assign_splits(rows, seed=1)
+    assert Counter(r["split"] for r in assign_splits([row(i, label="a") for i in range(100)], by="random")) == dict(train=60, validation=15, test=25)
     assert {r["split"] for r in assign_splits(rows, 0, 0)} == {"train"}
-    for wrong in (dict(validation=0.5, test=0.5), dict(test=-0.1)):
+    for wrong in (dict(by="actor"), dict(validation=0.5, test=0.5), dict(test=-0.1)):
         with pytest.raises(ValueError): assign_splits(rows, **wrong)

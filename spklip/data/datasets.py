@@ -105,15 +105,18 @@ def assign_splits(
     rows:list[dict],        # metadata rows, with `label`, `group` and `file`
     validation:float=0.15,  # share of each class for validation
     test:float=0.25,        # share of each class for the test
+    by:str="group",         # "group": no group in two splits; "random": clip by clip, as if groups did not matter
     seed:int=0,             # another seed, another split
 ) -> list[dict]:            # new rows with `split` set to train, validation or test
-    "Split rows into train, validation and test, class by class, no group in two of them, the same way whatever the order of the rows."
+    "Split rows into train, validation and test, class by class, the same way whatever the order of the rows."
+    if by not in ("group", "random"): raise ValueError(f"by is {by!r}, expected 'group' or 'random'")
     if min(validation, test) < 0 or validation + test >= 1: raise ValueError(f"validation {validation} and test {test} leave nothing to train on")
+    name = "group" if by == "group" else "file"
     groups, total, where, rng = defaultdict(Counter), Counter(r["label"] for r in rows), {}, np.random.default_rng(seed)
-    for r in rows: groups[r["group"]][r["label"]] += 1
+    for r in rows: groups[r[name]][r["label"]] += 1
     for split, share in (("test", test), ("validation", validation)):
         for k in _take(share, groups, total, rng): where[k] = split; del groups[k]
-    return [r | {"split": where.get(r["group"], "train")} for r in rows]
+    return [r | {"split": where.get(r[name], "train")} for r in rows]
 
 # %% ../../nbs/data/01_datasets.ipynb #340a7b3d
 def _classes(rows):
@@ -178,8 +181,8 @@ class SpikeDataset(Dataset):
 
     def __len__(self): return len(self.rows)
 
-    def __getitem__(self, index:int) -> dict: # packed uint8 [frames, bytes], label int, caption str
-        return dict(packed=torch.from_numpy(self._packed(index)), label=self.labels[index], caption=self.rows[index]["caption"])
+    def __getitem__(self, index:int) -> dict: # packed uint8 [frames, bytes], label int, caption str, index int
+        return dict(packed=torch.from_numpy(self._packed(index)), label=self.labels[index], caption=self.rows[index]["caption"], index=index)
 
     def _packed(self, index):
         "The clip's packed bits; a recording of exactly a clip's length is one read."
