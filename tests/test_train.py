@@ -15,6 +15,7 @@ from spklip.data.datasets import SpikeDataset, read_metadata, write_metadata
 from spklip.data.frames import generate_video
 from spklip.data.scenes import SpikeActions, generate
 from spklip.data.streams import StreamError
+from spklip.fsve import FSVEConfig
 from spklip.lab import runs
 from spklip.lab.figures import confusion_counts
 from spklip.lab.runs import side_by_side
@@ -400,3 +401,5 @@ def test_frugal_and_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr("spklip.train.train_epoch", lambda model, *more: seen.append(model.frugal) or 0.)
     fit(replace(preset, train=replace(preset.train, epochs=1, batch_size=8, frugal=True, compiled=True)), data, tmp_path/"run", progress=False)
     assert seen == ["HSFE", "MAPResNet", True]
+    spiking = replace(preset, model=replace(preset.model, fsve=FSVEConfig()), train=replace(preset.train, epochs=1, batch_size=8, frugal=True))
+    with pytest.raises(ValueError, match="frugal: HSFE in spikes"): fit(spiking, data, tmp_path/"spiking", progress=False)
