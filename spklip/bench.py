@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from .camera import simulate, tfi, unpack
+from .convolution import as_defined
 from .data.datasets import SpikeDataset, write_metadata
 from .data.scenes import SpikeActions, frame_capsules, paint, pile, read_frames, take
 from .data.streams import SpikeStream, clip_index, read_dat, write_dat
@@ -260,7 +261,7 @@ def plain_features(model:SPKLIP, spikes:torch.Tensor) -> torch.Tensor: # [B,N,D]
     "HSFE one sub-block and one branch at a time; the trunk sees all, as its batch normalisation asks."
     hsfe, blocks = model.hsfe, sub_blocks(spikes.float(), model.config.hsfe)
     by_branch = lambda x: torch.cat([hsfe.mtf.branch(i, x) for i in range(model.config.hsfe.branches)], 1)
-    maps = torch.cat([hsfe.tower(hsfe.sa(by_branch(block[None]))) for clip in blocks for block in clip])
+    with as_defined(): maps = torch.cat([hsfe.tower(hsfe.sa(by_branch(block[None]))) for clip in blocks for block in clip])
     return model.star_net.trunk(maps).unflatten(0, blocks.shape[:2])
 
 def a_step(model:SPKLIP, embed:Callable, bf16:bool, kind:str) -> Callable: # () -> loss in units of 1/tau, clips' embeddings

@@ -34,6 +34,7 @@ from transformers.utils import logging
 from .baselines import BaselineConfig, baseline_encoder
 from .camera import unpack
 from .files import atomic
+from .convolution import as_defined
 from .hsfe import HSFE, HSFEConfig, hsfe_macs, sub_blocks
 from .fsve import FSVEConfig, SpikingHSFE, SpikingSTARNet, inherit
 from .star_net import STARNet, STARNetConfig, star_net_macs
@@ -432,10 +433,11 @@ def encode_by_loop(
 ) -> Tensor:       # unit length, [B,D]
     "The definition of `encode_video` as a loop over samples, sub-blocks and branches: the reference it is tested against."
     hsfe, star_net, embeddings = model.hsfe, model.star_net, []
-    for sample in spikes.float():
-        features = []
-        for block in sub_blocks(sample[None], model.config.hsfe)[0]:
-            maps = torch.cat([hsfe.mtf.branch(i, block[None]) for i in range(model.config.hsfe.branches)], 1)
-            features.append(star_net.trunk(hsfe.tower(hsfe.sa(maps)))[0])
-        embeddings.append(star_net.fuse(torch.stack(features)[None])[0])
+    with as_defined():
+        for sample in spikes.float():
+            features = []
+            for block in sub_blocks(sample[None], model.config.hsfe)[0]:
+                maps = torch.cat([hsfe.mtf.branch(i, block[None]) for i in range(model.config.hsfe.branches)], 1)
+                features.append(star_net.trunk(hsfe.tower(hsfe.sa(maps)))[0])
+            embeddings.append(star_net.fuse(torch.stack(features)[None])[0])
     return F.normalize(torch.stack(embeddings), dim=-1)

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from spklip import hsfe
 from spklip.baselines import BaselineConfig
 from spklip.camera import pack
 from spklip.fsve import FSVEConfig, SpikingSTARNet
@@ -312,27 +311,6 @@ def test_frugal():
         found[frugal] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None} | {n: b for n, b in model.named_buffers() if "running" in n}
     assert found[True].keys() == found[False].keys() and any("hsfe" in n for n in found[True])
     for name, value in found[False].items(): torch.testing.assert_close(found[True][name], value, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("strip", [1, 15, 1000]) # one row, two with one left over, all
-@pytest.mark.parametrize("n, c, d, h, w", [(1, 3, 2, 5, 7), (3, 4, 5, 6, 1), (2, 2, 2, 1, 4)])
-def test_weights_learn_by_products_as_by_convolution(n, c, d, h, w, strip, monkeypatch):
-    monkeypatch.setattr(hsfe.ByProducts, "strip", strip)
-    shapes = (n, c, h, w), (d, c, 3, 3), (d,), (n, d, h, w)
-    x, weight, bias, slope = (torch.randn(s, dtype=torch.float64, generator=torch.Generator().manual_seed(i)).requires_grad_() for i, s in enumerate(shapes))
-    by = lambda conv: torch.autograd.grad(conv(x, weight, bias), [x, weight, bias], slope)
-    for ours, theirs in zip(by(hsfe.ByProducts.apply), by(lambda *a: F.conv2d(*a, padding=1))): torch.testing.assert_close(ours, theirs)
-
-
-def test_large_maps_learn_by_products_where_convolutions_are_slow(monkeypatch):
-    used = []
-    monkeypatch.setattr(hsfe.ByProducts, "apply", lambda *a: used.append(a[0].shape) or F.conv2d(*a, padding=1))
-    layer = hsfe.Conv3x3(2, 3)
-    for slow in (False, True):
-        monkeypatch.setattr(hsfe, "AVX2_ONLY", slow)
-        for side in (32, 128): layer(torch.zeros(1, 2, side, side))
-    with torch.no_grad(): layer(torch.zeros(1, 2, 128, 128))
-    assert used == [(1, 2, 128, 128)]
 
 
 def test_a_full_disk_leaves_no_half_model(tmp_path, monkeypatch):
