@@ -123,7 +123,8 @@ def by_tiles(
     D, C, n, *size = *weight.shape[:2], len(x), *x.shape[2:]
     if x.shape[1] != C or onto is not None and onto.shape != (n, D, *size): raise ValueError(f"weights {list(weight.shape)} and {list(x.shape)} do not fit" + (f", onto {list(onto.shape)}" if onto is not None else ""))
     maps, base = rows(x), rows(x.new_empty(0, D, 0, 0) if onto is None else onto)
-    out, offset = x.new_empty(n, *size, D), (x.new_zeros(D) if bias is None else bias.detach()).numpy()
+    out = torch.from_numpy(np.empty((n, *size, D), maps.dtype)) # numpy asks for large pages; thousands of small ones take a fifth of the time
+    offset = (x.new_zeros(D) if bias is None else bias.detach()).numpy()
     def work(firsts):
         seen, made = x.new_zeros(6, 6, BLOCK, C), x.new_empty(6, 6, BLOCK, D)
         for first in firsts:
