@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention
 from transformers.models.x_clip.modeling_x_clip import XCLIPAttention
 
+from .convolution import as_defined
 from .fsve import FSVEConfig, IntegerLIF, LIF, SpikeNorm, SpikingAttention
 from .hsfe import MTF
 from .star_net import AttentionPool
@@ -374,7 +375,7 @@ def by_op_counter(
     mtf.expose, mtf.merge, fast = expose, merge, torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), DispatchCounterMode([macs, acs]): model.encode_video(clips)
+        with as_defined(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), DispatchCounterMode([macs, acs]): model.encode_video(clips)
     finally:
         del mtf.expose, mtf.merge
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -111,9 +111,9 @@ class MTF(nn.Module):
         return torch.cat([F.pad(conv.weight*mask[:, None, None], (0, 0, 0, 0, d, d))
                           for conv, mask, d in zip(self.first, self.masks, drops)])
 
-    def expose(self, blocks:Tensor, relu:bool=False) -> Tensor: # blocks [n,61,H,W] -> [n,m*filters,H,W]
+    def expose(self, blocks:Tensor) -> Tensor: # blocks [n,61,H,W] -> [n,m*filters,H,W]
         "The first convolution of every branch; exact, since it is zero where there are no spikes."
-        return conv3x3(blocks, self.weights(), torch.cat([c.bias for c in self.first]), relu=relu, exact=True)
+        return conv3x3(blocks, self.weights(), torch.cat([c.bias for c in self.first]), exact=True)
 
     def merging(self) -> Tensor: # [m,m*filters,3,3]
         "The second convolutions of all branches as one, zero between branches: that takes less time than groups."
@@ -125,7 +125,7 @@ class MTF(nn.Module):
         return F.conv2d(hidden, self.merging(), torch.cat([c.bias for c in self.second]), padding=1)
 
     def forward(self, blocks:Tensor) -> Tensor: # blocks [n,61,H,W] -> [n,m,H,W]
-        return self.merge(self.expose(blocks, relu=True))
+        return self.merge(F.relu_(self.expose(blocks)))
 
 # %% ../nbs/01_hsfe.ipynb #b54d7a0d
 class SpatialAttention(nn.Module):
