@@ -195,9 +195,11 @@ def test_a_model_the_whole_way(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert cli.main("train --preset smoke --data clips --out run".split()) == 0
     assert capsys.readouterr().out.strip() == "model: run/model"
-    assert cli.main("evaluate --model run/model --data clips".split()) == 0
+    assert cli.main("evaluate --model run/model --data clips --device cpu".split()) == 0
     out = capsys.readouterr().out
     assert "top1" in out and "in_batch" in out
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for asked in ("evaluate --data clips", "index clips"): assert "torch finds no GPU" in fails(capsys, *f"{asked} --model run/model --device cuda".split())
     clip = next((tmp_path/"clips").rglob("*.dat")) # its size is in the metadata above it
     assert cli.main(["classify", str(clip), "--model", "run/model", "--labels", "a person walks, a person xyzzy"]) == 0
     assert capsys.readouterr().err.strip().endswith("not among the model's words: xyzzy")

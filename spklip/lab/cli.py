@@ -7,8 +7,8 @@ __all__ = ['MOST', 'KINDS', 'PRESETS', 'RESUMED', 'recording', 'beside', 'info',
            'data', 'check', 'listed', 'clips_of', 'convert', 'sources_of', 'slice_', 'train', 'model_at', 'trained',
            'evaluate', 'note_strange', 'classify', 'follow', 'over_time', 'asked', 'index', 'search', 'save_sheet',
            'on_own_data', 'reproduce', 'bench', 'Parser', 'rate', 'count', 'seed', 'add', 'of_recording', 'how_read',
-           'of_mask', 'crop', 'of_size', 'looking', 'making', 'converting', 'slicing', 'finding', 'asking', 'timing',
-           'parser', 'one_line', 'let_go', 'main']
+           'of_mask', 'crop', 'on_device', 'of_model', 'of_size', 'looking', 'making', 'converting', 'slicing',
+           'finding', 'asking', 'timing', 'parser', 'one_line', 'let_go', 'main']
 
 # %% ../../nbs/lab/04_cli.ipynb #2b5659dc
 import argparse, logging, os, sys
@@ -287,11 +287,11 @@ def model_at(folder) -> Path:
         raise FileNotFoundError(f"{folder}: no model here; {inside}")
     return folder
 
-def trained(folder):
-    "A model from its folder, on a GPU if there is one."
+def trained(args):
+    "The model that a command line names, on its device."
     from spklip.lab.processes import device_of
     from spklip.stcl import SPKLIP
-    return SPKLIP.from_pretrained(model_at(folder), device_of())
+    return SPKLIP.from_pretrained(model_at(args.model), device_of(args.device))
 
 # %% ../../nbs/lab/04_cli.ipynb #1f17782f
 def evaluate(args) -> None:
@@ -300,7 +300,7 @@ def evaluate(args) -> None:
     from spklip.data.frames import open_clips
     from spklip.train import evaluate, segments_of
     read_metadata(args.data) # a wrong folder is told before a model is read
-    model = trained(args.model)
+    model = trained(args)
     clips = open_clips(args.data, args.split, segments_of(model.config))
     print(f"{args.data}, {args.split}: {len(clips.classes)} classes")
     for name, value in evaluate(model, clips).metrics().items(): print(f"{name:12} {value:.4g}")
@@ -319,7 +319,7 @@ def classify(args) -> None:
     from spklip.train import segments_of
     stream, labels = recording(args), [label.strip() for label in args.labels.split(",") if label.strip()]
     if len(labels) < 2: raise ValueError("--labels wants two sentences or more, with commas between them")
-    model = trained(args.model)
+    model = trained(args)
     if len(stream) < (need := 10*(segments := segments_of(model.config))): raise StreamError(f"{stream.path}: {len(stream)} frames, a clip needs {need}")
     if args.stream: return follow(args, model, stream, labels)
     if args.out or args.window or args.hop or args.rate: raise ValueError("--window, --hop, --rate and --out are for --stream")
@@ -374,7 +374,7 @@ def asked(
     from spklip.retrieval import identity, stale
     from spklip.train import segments_of
     read_metadata(args.folder) # a wrong folder is told before a model is read
-    model = trained(args.model)
+    model = trained(args)
     clips, of = open_clips(args.folder, args.split, segments_of(model.config)), identity(model_at(args.model), args.folder, args.split)
     at = Path(args.index or Path(args.folder)/"index"/f"{of['split']}-{of['model']}")
     return model, clips, of, at, stale(at, of)
@@ -530,6 +530,15 @@ def crop(
     if len(sides) != 2: raise argparse.ArgumentTypeError(f"{text!r} is no size such as 240x320, nor 'all'")
     return tuple(map(count, sides))
 
+def on_device(parser) -> None:
+    "Where a model computes."
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="cpu or cuda (a GPU if there is one)")
+
+def of_model(parser) -> None:
+    "Which model is asked, and where it computes."
+    parser.add_argument("--model", metavar="FOLDER", help="a trained model (outputs/laptop/model)")
+    on_device(parser)
+
 def of_size(parser, why="read from metadata.jsonl beside the file when not given") -> None:
     "The arguments for a size in pixels."
     for side in ("height", "width"): parser.add_argument(f"--{side}", type=count, metavar="PIXELS", help=why)
@@ -619,7 +628,7 @@ def finding(commands) -> None:
         if run is search: p.add_argument("sentence", metavar="SENTENCE", help="what a clip should show")
         p.add_argument("folder", metavar="FOLDER", help="a data set")
         p.add_argument("--split", choices=("train", "validation", "test"), help="its clips alone (all)")
-        p.add_argument("--model", metavar="FOLDER", help="a trained model (outputs/laptop/model)")
+        of_model(p)
         p.add_argument("--index", metavar="PATH", help="where the index is (FOLDER/index/SPLIT-MODEL)")
     p.add_argument("--top", type=count, default=10, metavar="K", help="how many (10)")
     p.add_argument("--sheet", metavar="FILE.png", help="the clips that were found as pictures")
@@ -633,16 +642,15 @@ def asking(commands) -> None:
     p.add_argument("--seed", type=seed, default=0, help="(0)")
     p.add_argument("--out", metavar="FOLDER", help="the run, resumed when it is there (runs/PRESET-SEED)")
     p.add_argument("--start", metavar="MODEL", help="folder of a model to start from, instead of from scratch")
-    p.add_argument("--device", choices=("cpu", "cuda"), help="(a GPU if there is one)")
-    model = dict(metavar="FOLDER", help="a trained model (outputs/laptop/model)")
+    on_device(p)
     p = add(commands, evaluate, "spklip evaluate --data data/actions --split test")
-    p.add_argument("--model", **model)
+    of_model(p)
     p.add_argument("--data", required=True, metavar="FOLDER", help="a data set")
     p.add_argument("--split", choices=("train", "validation", "test"), default="test", help="(test)")
     p = add(commands, classify, 'spklip classify clip.dat --labels "a person walks,a person waves one hand" --height 32 --width 40')
     of_recording(p); of_size(p)
     p.add_argument("--labels", required=True, metavar="TEXT,TEXT", help="sentences with commas between them")
-    p.add_argument("--model", **model)
+    of_model(p)
     p.add_argument("--stream", action="store_true", help="slide a window over a recording of any length")
     p.add_argument("--window", type=count, metavar="FRAMES", help="of a window (3000)")
     p.add_argument("--hop", type=count, metavar="FRAMES", help="from a window to the next (half a window)")
