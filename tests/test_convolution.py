@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from spklip import convolution
-from spklip.convolution import ByTiles, Conv3x3, as_defined, by_tiles, conv3x3, weights_by_tiles
+from spklip.convolution import ByTiles, Conv3x3, as_defined, by_tiles, conv3x3, gradients_by_tiles
 from spklip.hsfe import MTF, HSFEConfig
 from spklip.stcl import SPKLIP
 from test_model import build, small
@@ -47,8 +47,9 @@ def test_five_digits_in_32_bits():
     "At the width of the paper's tower, where all three of its convolutions sum over most."
     x, weight, slope = tensors((1, 64, 60, 80), (64, 64, 3, 3), (1, 64, 60, 80), dtype=torch.float32)
     exact = [t.detach().double() for t in (x, weight, slope)]
-    for ours, right in ((by_tiles(x, weight), F.conv2d(*exact[:2], padding=1)), (weights_by_tiles(x, slope), torch.nn.grad.conv2d_weight(exact[0], weight.shape, exact[2], padding=1))):
-        assert (ours.double() - right).abs().max() < 1e-5*right.abs().max()
+    ours = by_tiles(x, weight), *gradients_by_tiles(x, weight, slope)
+    right = [way(*shapes, exact[2], padding=1) for way, shapes in ((torch.nn.grad.conv2d_input, (x.shape, exact[1])), (torch.nn.grad.conv2d_weight, (exact[0], weight.shape)))]
+    for found, wanted in zip(ours, (F.conv2d(*exact[:2], padding=1), *right)): assert (found.double() - wanted).abs().max() < 1e-5*wanted.abs().max()
 
 
 def test_threads_change_nothing_and_are_given_back():
@@ -57,7 +58,7 @@ def test_threads_change_nothing_and_are_given_back():
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append((by_tiles(x, weight), weights_by_tiles(x, slope)))
+            found.append((by_tiles(x, weight), *gradients_by_tiles(x, weight, slope)))
             with pytest.raises(RuntimeError): by_tiles(x, weight.new_zeros(6, 5, 2, 3))
             assert torch.get_num_threads() == threads
     finally: torch.set_num_threads(before)
