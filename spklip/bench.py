@@ -488,8 +488,8 @@ def write_bench(
     return folder/f"{name}.csv"
 
 def processor() -> str:
-    "What Linux calls the CPU, and whether it has AVX-512."
+    "What Linux calls the CPU, and whether torch uses AVX-512 there."
     try: text = Path("/proc/cpuinfo").read_text()
     except OSError: return ""
     name = re.search(r"model name\s*: (.+)", text)
-    return (name[1] if name else "") + (", AVX-512" if "avx512f" in text else "")
+    return (name[1] if name else "") + (", AVX-512" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "")

@@ -192,7 +192,8 @@ def make_optimizer(model:SPKLIP, config:TrainConfig) -> torch.optim.AdamW:
 def has_bf16(device:torch.device) -> bool:
     "Does this device compute in bf16, and not just store it?"
     if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
+    there = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
+    return bool(there) and torch.backends.cpu.get_cpu_capability() == "AVX512" # it may have been told to leave that alone
 
 # %% ../nbs/04_train.ipynb #ccde8841
 def sentences_of(

@@ -403,3 +403,10 @@ def test_frugal_and_compiled(tmp_path, monkeypatch):
     assert seen == ["HSFE", "MAPResNet", True]
     spiking = replace(preset, model=replace(preset.model, fsve=FSVEConfig()), train=replace(preset.train, epochs=1, batch_size=8, frugal=True))
     with pytest.raises(ValueError, match="frugal: HSFE in spikes"): fit(spiking, data, tmp_path/"spiking", progress=False)
+
+
+@pytest.mark.parametrize("has, uses, right", [(True, "AVX512", True), (True, "AVX2", False), (False, "AVX512", False)])
+def test_bf16_where_torch_uses_what_the_cpu_has(has, uses, right, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(avx512_bf16=has), raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: uses)
+    assert train.has_bf16(torch.device("cpu")) is right
