@@ -244,7 +244,7 @@ def test_the_papers_numbers_add_up():
 def project(tmp_path):
     (tmp_path/"spklip").mkdir(); (tmp_path/"settings.ini").touch()
     write(tmp_path/"nbs"/"04_train.ipynb", 'preset = "smoke"\ndata = ""\nseeds = 1', "from pathlib import Path", "import os, time",
-          "(Path('outputs')/preset/'tables').mkdir(parents=True); (Path('outputs')/preset/'tables'/'one.md').write_text(str(seeds))\n"
+          "(Path('outputs')/preset/'tables').mkdir(parents=True, exist_ok=True); (Path('outputs')/preset/'tables'/'one.md').write_text(str(seeds))\n"
           "print('kernel', os.getpid(), flush=True)\nif os.environ.get('WAIT'): time.sleep(60)")
     return tmp_path
 
@@ -296,6 +296,15 @@ def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(project):
         except ProcessLookupError: return
         time.sleep(0.1)
     raise AssertionError("the kernel lives on")
+
+def test_of_two_that_run_one_notebook_the_second_waits(project):
+    first = spklip(project, "reproduce", "--preset", "smoke", WAIT="1")
+    assert any(line.startswith("kernel") for line in first.stdout)
+    second = spklip(project, "reproduce", "--preset", "smoke")
+    assert next(line for line in second.stdout if "another" in line) == "04_train: another process runs it; waiting\n"
+    first.send_signal(signal.SIGINT); first.communicate(timeout=30)
+    out, err = second.communicate(timeout=60)
+    assert second.returncode == 0 and "kernel" in out, err
 
 # the report and what is left
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .notebooks import parameters_of, root, run_notebook
 from .report import write_report
-from .runs import write_json
+from .runs import locked, runs_folder, write_json
 
 # %% ../../nbs/lab/07_reproduce.ipynb #ae0c99ac
 @dataclass(frozen=True)
@@ -103,9 +103,11 @@ def run_steps(
         left = left_over(took, before, [s.name for s in steps[i:]])
         print(f"[{i + 1}/{len(steps)}] {step.name}, " + ", ".join(f"{k} {v}" for k, v in step.parameters().items())
               + f"; {(time.time() - began)/60:.0f} min so far" + (f", about {left/60:.0f} to go" if left is not None else ""), flush=True)
-        start = time.time()
-        run_notebook(step.notebook, out/"notebooks"/f"{Path(step.name).name}.ipynb", live=True, **step.parameters())
-        took[step.name] = time.time() - start
+        copy = Path(step.name).name
+        with locked(runs_folder()/f".{preset}-{copy}.lock", f"{step.name}: another process runs it", wait=True):
+            start = time.time()
+            run_notebook(step.notebook, out/"notebooks"/f"{copy}.ipynb", live=True, **step.parameters())
+            took[step.name] = time.time() - start
         known = read() # another process may have run other steps meanwhile
         known[step.name] = round(max(took[step.name], known.get(step.name, 0)), 1) # a run from the cache tells nothing of one without
         write_json(kept, dict(sorted(known.items())))
