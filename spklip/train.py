@@ -187,7 +187,7 @@ def make_optimizer(model:SPKLIP, config:TrainConfig) -> torch.optim.AdamW:
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [dict(params=[p for n, p in named if not kept(n, p)], weight_decay=config.weight_decay),
               dict(params=[p for n, p in named if kept(n, p)], weight_decay=0.)]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
 
 def has_bf16(device:torch.device) -> bool:
     "Does this device compute in bf16, and not just store it?"
