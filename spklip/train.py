@@ -81,6 +81,10 @@ class Preset:
     model:SPKLIPConfig = field(default_factory=SPKLIPConfig)
     train:TrainConfig = field(default_factory=TrainConfig)
 
+    @property
+    def brief(self) -> str: # what a table says of it: "16 classes, 1,600 clips, 6 epochs"
+        return f"{self.scenes.classes} classes, {self.scenes.train:,} clips, {self.train.epochs} epochs"
+
 # %% ../nbs/04_train.ipynb #4e12d502
 def small_text(hidden:int=128) -> TextConfig:
     return TextConfig(vocab_size=1024, hidden=hidden, layers=2, heads=4, intermediate=2*hidden)
@@ -250,15 +254,25 @@ class Evaluation:
         best = self.similarity.topk(min(k, len(self.classes))).indices
         return (best == self.labels[:, None]).any(1).float().mean().item()
 
-    def in_batch(self, size:int=8) -> tuple: # share of clips that choose their class's sentence, and what chance would
-        "Accuracy inside random batches, the protocol of the released code: wrong sentences are those of the batch alone."
-        batches = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0)).split(size)
-        right = [self.labels[b] == self.labels[b][:, None] for b in batches]
-        hits = [r.gather(1, self.similarity[b][:, self.labels[b]].argmax(1, keepdim=True)) for r, b in zip(right, batches)]
-        return torch.cat(hits).float().mean().item(), torch.cat([r.float().mean(1) for r in right]).mean().item()
+    def in_batches(self,
+        size:int,      # clips and texts in a batch
+        k:int=1,       # right when among the k best of the batch
+        own:bool=False,# True: only the text in the clip's own place is right; False: any of its class
+        draws:int=20,  # times that all clips are dealt into batches; what fills none is left out
+    ) -> tuple:        # share of clips that are right, and what texts drawn at random would give
+        "Accuracy inside random batches, the protocol of the released code. Raises ValueError where there are fewer clips than a batch holds."
+        if (n := len(self.labels)) < size: raise ValueError(f"{n} clips fill no batch of {size}")
+        deal = torch.Generator().manual_seed(0)
+        batches = torch.cat([torch.randperm(n, generator=deal)[:n//size*size].view(-1, size) for _ in range(draws)]) # [b,B]
+        labels = self.labels[batches]
+        similarity = self.similarity[batches[:, :, None], labels[:, None, :]]                                       # [b,B,B]
+        right = torch.eye(size, dtype=torch.bool).expand_as(similarity) if own else labels[:, :, None] == labels[:, None, :]
+        best = similarity.argsort(dim=2, descending=True, stable=True)[..., :k]
+        missed = torch.tensor([math.comb(size - m, k)/math.comb(size, k) if k <= size else 0. for m in range(size + 1)]) # by chance, where m are right
+        return right.gather(2, best).any(2).float().mean().item(), 1 - missed[right.sum(2)].mean().item()
 
     def metrics(self) -> dict:
-        in_batch, lucky = self.in_batch()
+        in_batch, lucky = self.in_batches(min(8, len(self.labels)))
         return dict(top1=self.top(1), top5=self.top(5), in_batch=in_batch, chance=1/len(self.classes), in_batch_chance=lucky,
                     clips=len(self.labels))
 

@@ -334,7 +334,7 @@ def test_each_number_of_the_paper_stands_in_a_part():
 
 def test_time_left_goes_by_the_pace_of_what_is_done():
     assert reproduce.left_over({"a": 20}, {"a": 10, "b": 60, "c": 5}, ["b", "c"]) == 130
-    assert reproduce.left_over({"a": 20}, {"a": 10}, ["b"]) is None
+    assert reproduce.left_over({"a": 20}, {"a": 10}, ["b"]) is None and reproduce.left_over({"a": 20}, {"a": 10, "c": 5}, ["b", "c"]) == 10 # of b nothing is known
     assert reproduce.left_over({"a": 10, "b": 5}, {"a": 600, "b": 60, "c": 5}, ["c"]) == 5 # both were read from the cache
     assert reproduce.left_over({"a": 120, "b": 5}, {"a": 600, "b": 60, "c": 5}, ["c"]) == 1 # one of them, on a machine that is five times as fast
 

@@ -18,7 +18,7 @@ import spklip.train as train
 from spklip.data.datasets import SpikeDataset, derive, read_metadata
 from spklip.data.scenes import SpikeActions, generate
 from spklip.lab.runs import digest, fingerprint, plain
-from spklip.protocols import ceiling, collisions, confined, in_batches, reshuffled, spoken, thinned
+from spklip.protocols import ceiling, collisions, confined, reshuffled, spoken, thinned
 from spklip.stcl import SPKLIP, TextConfig, TextEncoder, bert_folder, clip_words, learn_wordpiece, load_bert, text_encoder
 from spklip.train import Evaluation, evaluate, fit, make_optimizer, preset_of
 
@@ -95,19 +95,19 @@ def test_inside_a_batch_as_a_loop_has_it(k, own):
     torch.manual_seed(0)
     seen = Evaluation(torch.randn(13, 3), torch.randint(3, (13,)), torch.zeros(13, 1), list("abc"))
     order = torch.randperm(13, generator=torch.Generator().manual_seed(0)).tolist()
-    hits, _ = in_batches(seen, 4, k, own, draws=1)
+    hits, _ = seen.in_batches(4, k, own, draws=1)
     assert hits == pytest.approx(sum(by_loop(seen, order[i:i + 4], k, own) for i in (0, 4, 8))/3)
 
 
 def test_chance_inside_a_batch():
     distinct = Evaluation(torch.eye(8), torch.arange(8), torch.zeros(8, 1), list(range(8)))
-    assert in_batches(distinct, 8)[1] == pytest.approx(1/8) and in_batches(distinct, 8, 5)[1] == pytest.approx(5/8)
+    assert distinct.in_batches(8)[1] == pytest.approx(1/8) and distinct.in_batches(8, 5)[1] == pytest.approx(5/8)
     alike = Evaluation(torch.eye(2)[[0]*4], torch.zeros(4, dtype=torch.long), torch.zeros(4, 1), list("ab"))
-    assert in_batches(alike, 4) == (1., 1.) and in_batches(alike, 4, own=True) == (.25, .25)   # the first of four equals wins
+    assert alike.in_batches(4) == (1., 1.) and alike.in_batches(4, own=True) == (.25, .25)   # the first of four equals wins
     halves = Evaluation(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1]), torch.zeros(4, 1), list("ab"))
-    assert in_batches(halves, 4, 2)[1] == pytest.approx(1 - math.comb(2, 2)/math.comb(4, 2)) and in_batches(halves, 4, own=True)[0] == .5
-    assert in_batches(distinct, 4, 5) == (1., 1.)                                          # top-5 of four
-    with pytest.raises(ValueError, match="8 clips fill no batch of 9"): in_batches(distinct, 9)
+    assert halves.in_batches(4, 2)[1] == pytest.approx(1 - math.comb(2, 2)/math.comb(4, 2)) and halves.in_batches(4, own=True)[0] == .5
+    assert distinct.in_batches(4, 5) == (1., 1.)                                          # top-5 of four
+    with pytest.raises(ValueError, match="8 clips fill no batch of 9"): distinct.in_batches(9)
 
 
 def hand_words(): # ids by hand: a 0, b 1, c 2, d 3

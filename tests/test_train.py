@@ -157,13 +157,13 @@ def test_in_batch_is_kinder_than_all_classes():
     torch.manual_seed(0)
     labels = torch.arange(50).repeat(8)
     said = Evaluation(torch.randn(400, 50), labels, torch.zeros(400, 1), list(map(str, range(50))))
-    hits, lucky = said.in_batch(8)
+    hits, lucky = said.in_batches(8)
     assert said.top(1) < 0.06 and 0.12 < lucky < 0.16 and abs(hits - lucky) < 0.06   # all by chance
 
 
 def test_in_batch_by_hand():
     said = Evaluation(torch.tensor([[.9, .1], [.8, .2]]), torch.tensor([0, 1]), torch.zeros(2, 1), list("ab"))
-    assert said.in_batch(2) == (0.5, 0.5) and said.in_batch(1) == (1., 1.)
+    assert said.in_batches(2) == (0.5, 0.5) and said.in_batches(1) == (1., 1.)
 
 
 def test_the_learning_rate_rises_and_falls():

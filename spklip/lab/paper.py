@@ -55,6 +55,7 @@ _add("Figure 4", "the paper's real recordings, 30 classes", "%",
 _add("A.2", "the paper's real recordings", "spikes per pixel per frame", real_rate=(0.0179, "mean activity"))
 _add("A.2", "the paper's synthetic data", "spikes per pixel per frame", sim_rate=(0.0576, "mean activity"))
 _add("A.2", "the paper's real recordings", "spikes per pixel", real_count=(4.65, "mean count of a clip"), real_peak=(60, "peak of the line artefact, about"))
+_add("A.2", "both of the paper's domains", "%", sparse=(99, "pixels with 0 to 30 spikes in a clip"))
 _add("A.2", "the paper's synthetic data", "spikes per pixel", sim_count=(14.77, "mean count of a clip"), sim_peak=(30, "peak of the block artefacts, about"))
 
 # %% ../../nbs/lab/03_paper.ipynb #daef2e81

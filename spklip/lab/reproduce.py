@@ -66,26 +66,27 @@ def whole(
     values:dict, # preset, and what else is set for all
 ) -> list[Step]:
     "Every notebook; the main one also on the real video there is, from the model that SpikeActions left."
-    steps = []
+    steps, several = [], {"seeds": 3} | {k: v for k, v in values.items() if v or k != "seeds"} # 0: the default
     for notebook in numbered():
-        main = notebook.stem == "04_train"
-        steps.append(Step(notebook, ({"seeds": 3} | values) if main and values["preset"] != "smoke" else values))
-        if not main or values["preset"] == "smoke": continue
+        main = notebook.stem == "04_train" and values["preset"] != "smoke"
+        steps.append(Step(notebook, several if main else values))
+        if not main: continue
+        first, n = values.get("seed", 0), several["seeds"]
         for name, folder in REAL.items():
-            folders = {folder.format(seed=s): s for s in reversed(range(values.get("seeds", 3)))} # one serves all seeds where it names none
+            folders = {folder.format(seed=s): s for s in reversed(range(first, first + n))} # one serves all seeds where it names none
             lost = sorted(f"spklip data {name} {f} --seed {s}" for f, s in folders.items() if not (root()/f/"metadata.jsonl").exists())
             if lost: print(f"left out: 04_train on {name}, for want of what `{'; '.join(lost)}` makes"); continue
-            steps.append(Step(notebook, {"seeds": 3} | values | dict(data=folder, name=name, start=f"outputs/{values['preset']}/model"), name))
+            steps.append(Step(notebook, several | dict(data=folder, name=name, start=f"outputs/{values['preset']}/model"), name))
     return steps
 
 # %% ../../nbs/lab/07_reproduce.ipynb #ea1f02a8
 def left_over(
     took:dict,     # step -> seconds, of this run
     known:dict,    # step -> seconds, of the run that made the stored results
-    to_come:list,  # names of steps
-) -> float|None:   # seconds; None where a step is not known
+    to_come:list,  # names of steps; of those that are not known nothing can be said
+) -> float|None:   # seconds; None where no step is known
     "How long the rest will take."
-    if any(name not in known for name in to_come): return None
+    if not (to_come := [name for name in to_come if name in known]): return None
     done = [name for name in took if took[name] > known.get(name, float("inf"))/10] # the others were read from the cache; some machines are five times as fast as others
     pace = sum(took[n] for n in done)/max(sum(known[n] for n in done), 1e-9) if done else 1.
     return pace*sum(known[name] for name in to_come)
@@ -100,15 +101,16 @@ def run_steps(
     read = lambda: json.loads(kept.read_text()) if kept.exists() else {}
     before = read()
     for i, step in enumerate(steps):
-        left = left_over(took, before, [s.name for s in steps[i:]])
+        left, new = left_over(took, before, [s.name for s in steps[i:]]), sum(s.name not in before for s in steps[i:])
         print(f"[{i + 1}/{len(steps)}] {step.name}, " + ", ".join(f"{k} {v}" for k, v in step.parameters().items())
-              + f"; {(time.time() - began)/60:.0f} min so far" + (f", about {left/60:.0f} to go" if left is not None else ""), flush=True)
+              + f"; {(time.time() - began)/60:.0f} min so far" + (f", about {left/60:.0f} to go" + f" without {new} never timed"*(new > 0) if left is not None else ""), flush=True)
         copy = Path(step.name).name
         with locked(runs_folder()/f".{preset}-{copy}.lock", f"{step.name}: another process runs it", wait=True):
             start = time.time()
             run_notebook(step.notebook, out/"notebooks"/f"{copy}.ipynb", live=True, **step.parameters())
             took[step.name] = time.time() - start
-        known = read() # another process may have run other steps meanwhile
-        known[step.name] = round(max(took[step.name], known.get(step.name, 0)), 1) # a run from the cache tells nothing of one without
-        write_json(kept, dict(sorted(known.items())))
+        with locked(runs_folder()/f".{preset}-times.lock", "reproduce.json: another process writes it", wait=True):
+            known = read() # another process may have run other steps meanwhile
+            known[step.name] = round(max(took[step.name], known.get(step.name, 0)), 1) # a run from the cache tells nothing of one without
+            write_json(kept, dict(sorted(known.items())))
     print(f"{len(steps)} notebooks in {(time.time() - began)/60:.0f} min; all of it: {write_report(preset).relative_to(root())}")
