@@ -160,6 +160,9 @@ def test_seeds_asked_for_are_those_of_real_video_too(monkeypatch, tmp_path, caps
     seeds = {s.name: s.values.get("seeds") for s in reproduce.whole({"preset": "laptop", "seeds": 1})}
     assert seeds["04_train"] == seeds["04_train_weizmann"] == 1 and "04_train_weizmann" not in {s.name for s in reproduce.whole({"preset": "laptop"})}
     assert f"`spklip data weizmann {tmp_path/'1'} --seed 1; spklip data weizmann {tmp_path/'2'} --seed 2`" in capsys.readouterr().out
+    reproduce.whole({"preset": "laptop", "seed": 3, "seeds": 2})
+    assert f"`spklip data weizmann {tmp_path/'3'} --seed 3; spklip data weizmann {tmp_path/'4'} --seed 4`" in capsys.readouterr().out
+    assert {s.name: s.values.get("seeds") for s in reproduce.whole({"preset": "laptop", "seeds": 0})}["04_train"] == 3
     monkeypatch.setattr(reproduce, "REAL", {"arid": str(tmp_path/"none")})
     reproduce.whole({"preset": "laptop"})
     assert f"`spklip data arid {tmp_path/'none'} --seed 0`" in capsys.readouterr().out

@@ -410,3 +410,12 @@ def test_bf16_where_torch_uses_what_the_cpu_has(has, uses, right, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(avx512_bf16=has), raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: uses)
     assert train.has_bf16(torch.device("cpu")) is right
+
+
+def test_one_batch_of_the_gpu_preset(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/"runs"))
+    gpu = preset_of("gpu")
+    one = replace(gpu, scenes=replace(gpu.scenes, train=8, validation=2, test=4), train=replace(gpu.train, epochs=1, batch_size=6, workers=0))
+    metrics, folder = train_and_test(one, generate(one.scenes, tmp_path/"clips", progress=False), progress=False)
+    assert math.isfinite(metrics["history"][0]["loss"]) and metrics["clips"] == 4
+    assert SPKLIP.from_pretrained(folder).config == replace(gpu.model, height=60, width=80)
