@@ -82,7 +82,7 @@ CAPTIONS = { # figure -> what it shows
     "interpolation": "A frame that was left out, and what each way of making it gives.",
     "conversion": "A frame of video, the first spike frames made of it, and the picture TFI makes of them."}
 
-# %% ../../nbs/lab/06_report.ipynb #6daa7e16
+# %% ../../nbs/lab/06_report.ipynb #terms0001
 TERMS = """
 - **±**: the standard deviation over n seeds; in few shots n counts draws of shots, for each trunk was trained once.
 - **unseen groups**, **unseen people**: actors of whom training holds no clip; on ARID the videos of its test list, which names neither people nor sessions.
@@ -100,6 +100,7 @@ TERMS = """
 - **each word once**, `words`: a weight or a value is fetched from memory once; **two accesses**, `operations`: each operation fetches what it needs.
 """
 
+# %% ../../nbs/lab/06_report.ipynb #6daa7e16
 MOST = 40 # rows of a table that has no status
 
 def cell(value) -> str: # of a table: numbers to three digits, after the point or at all
