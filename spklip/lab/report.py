@@ -61,7 +61,7 @@ CAPTIONS = { # figure -> what it shows
     "protocols_names": "Class names of UCF101 and HMDB51 as the released code's text path reads them: what comes after the token at which it stops is pale.",
     "zero_shot": "Actions left out of training, and those that were not, a dot a seed; grey is chance.",
     "baselines": "Top-1 of each model, mean and 95 % interval over seeds, after as many epochs (one row: four times as many); blue is ordinary video.",
-    "ablations": "What each change does to SPKLIP, paired by seed, with 95 % intervals; red is larger than noise.",
+    "ablations": "By how much SPKLIP is ahead of itself without a part, or with another: paired by seed, with 95 % intervals, each by itself; red are those without zero.",
     "few_shot_curve": "Top-1 on people who gave no shot, mean and standard deviation over draws of shots.",
     "few_shot_confusion": "Four classes that move most, and all thirty: share of each class's clips that were given which name, by the last two layers on the trunk that met several thresholds, with fresh norms.",
     "few_shot_stream": "Spikes of a drawn clip in space and time: those with most others near them are coloured by time.",
