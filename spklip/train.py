@@ -83,7 +83,7 @@ class Preset:
 
     @property
     def brief(self) -> str: # what a table says of it: "16 classes, 1,600 clips, 6 epochs"
-        return f"{self.scenes.classes} classes, {self.scenes.train:,} clips, {self.train.epochs} epochs"
+        return f"{self.scenes.classes} classes, {self.scenes.train:,} clips, {self.train.epochs} epoch{'s'*(self.train.epochs != 1)}"
 
 # %% ../nbs/04_train.ipynb #4e12d502
 def small_text(hidden:int=128) -> TextConfig:

@@ -1,5 +1,5 @@
 "The lab: parameters, cached runs, verdicts, manifests, and a whole `spklip reproduce` on a project of two cells."
-import hashlib, json, os, platform, signal, statistics, subprocess, sys, threading, time
+import hashlib, json, math, os, platform, signal, statistics, subprocess, sys, threading, time
 from dataclasses import make_dataclass
 from functools import partial
 import nbformat, pytest
@@ -139,6 +139,10 @@ def test_a_difference_of_any_number_of_seeds(n, t95):
     mean, low, high = tables.difference(apart, [0.]*n)
     assert (high - low)/2 == pytest.approx(t95*statistics.stdev(apart)/n**.5, rel=5e-4) and (low + high)/2 == pytest.approx(mean)
     with pytest.raises(ValueError, match=f"{n} and 1 values"): tables.difference(apart, [0.])
+
+def test_what_a_difference_says():
+    assert [tables.compared(*ends) for ends in ((0.1, 2), (-2, -0.1), (-1, 1), (0, 1), (3.1, 3.1), (-math.inf, math.inf))] == ["more", "less", *["within noise"]*4]
+    assert tables.with_interval(*tables.difference([93., 92.], [91., 91.])) == "+1.5 [-4.9, +7.9]" and tables.with_interval(*tables.difference([93.], [91.])) == "+2.0, one value"
 
 def test_who_waits_says_so(tmp_path, capsys):
     lock = lambda wait: runs.locked(tmp_path/".lock", "another process makes it", wait)

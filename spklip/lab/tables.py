@@ -90,8 +90,8 @@ def with_interval(
     low:float,
     high:float,
 ) -> str:
-    "`+2.1 [+0.4, +3.8]`; where there is no interval `+2.1, one seed`."
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if isfinite(high - low) else f"{mean:+.1f}, one seed"
+    "`+2.1 [+0.4, +3.8]`; where there is no interval `+2.1, one value`."
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if isfinite(high - low) else f"{mean:+.1f}, one value"
 
 # %% ../../nbs/lab/02_tables.ipynb #7dae8701
 def digits_of(
