@@ -307,8 +307,9 @@ def counts_of(layer:str, module:nn.Module, x:Tensor, out:Tensor, fsve:FSVEConfig
     return []
 
 # %% ../nbs/06_energy.ipynb #e924b784
-def branches(mtf:MTF, blocks:Tensor) -> list: # sub-blocks [n,61,H,W] -> what each branch reads, [n,k,H,W]
-    return [blocks[:, (mtf.windows[0] - k)//2:][:, :k] for k in mtf.windows]
+def branches(mtf:MTF, blocks:Tensor) -> list: # sub-blocks [n,61,H,W], bytes or floats -> what each branch reads, floats [n,k,H,W]
+    numbers = blocks.to(mtf.masks[0].dtype)
+    return [numbers[:, (mtf.windows[0] - k)//2:][:, :k] for k in mtf.windows]
 
 def functions(name:str, module:nn.Module, fsve:FSVEConfig|None) -> dict: # method -> what a call of it counts as
     "Layers that are no module: they are called as functions inside `module`."

@@ -297,7 +297,7 @@ class SpikingHSFE(nn.Module):
         maps = self.neurons[1](self.norms[1](each_step(self.mtf.merge, hidden)))
         return self.tower(maps if self.sa is None else torch.minimum(maps, self.sa(maps)))  # a spike where both are: a gate, also on counts
 
-    def forward(self, blocks:Tensor) -> Tensor: # sub-blocks [n,61,H,W], float -> spikes [T,n,maps,H,W]
+    def forward(self, blocks:Tensor) -> Tensor: # sub-blocks [n,61,H,W], bytes or floats -> spikes [T,n,maps,H,W]
         return self.read(self.expose(blocks))
 
 # %% ../nbs/05_fsve.ipynb #2000e1b1

@@ -15,6 +15,7 @@ from torch import nn, Tensor
 import torch.nn.functional as F
 
 from .convolution import Conv3x3, conv3x3
+from .sparse import conv_spikes
 
 # %% ../nbs/01_hsfe.ipynb #a9399a2b
 @dataclass(frozen=True)
@@ -111,9 +112,10 @@ class MTF(nn.Module):
         return torch.cat([F.pad(conv.weight*mask[:, None, None], (0, 0, 0, 0, d, d))
                           for conv, mask, d in zip(self.first, self.masks, drops)])
 
-    def expose(self, blocks:Tensor) -> Tensor: # blocks [n,61,H,W] -> [n,m*filters,H,W]
+    def expose(self, blocks:Tensor) -> Tensor: # blocks [n,61,H,W], spikes as bytes or floats -> [n,m*filters,H,W]
         "The first convolution of every branch; exact, since it is zero where there are no spikes."
-        return conv3x3(blocks, self.weights(), torch.cat([c.bias for c in self.first]), exact=True)
+        weight, bias = self.weights(), torch.cat([c.bias for c in self.first])
+        return conv_spikes(blocks, weight, bias) if blocks.dtype == torch.uint8 else conv3x3(blocks, weight, bias, exact=True)
 
     def merging(self) -> Tensor: # [m,m*filters,3,3]
         "The second convolutions of all branches as one, zero between branches: that takes less time than groups."
@@ -165,7 +167,7 @@ class HSFE(nn.Module):
             self.tower = nn.Sequential(nn.Conv2d(m, width, 3, padding=1), nn.ReLU(inplace=True),
                                        *(TowerBlock(width) for _ in range(config.tower_blocks)))
 
-    def forward(self, blocks:Tensor) -> Tensor: # sub-blocks [n,61,H,W], float -> coarse estimates [n,maps,H,W]
+    def forward(self, blocks:Tensor) -> Tensor: # sub-blocks [n,61,H,W], bytes or floats -> coarse estimates [n,maps,H,W]
         return self.tower(self.sa(self.mtf(blocks)))
 
 # %% ../nbs/01_hsfe.ipynb #45d560f4

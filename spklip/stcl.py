@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'TARGETS', 'CACHE_BYTES', 'GPU_BYTES', 'learn_wordpiece', 'TextConfig', 'to_device', 'TextEncoder',
            'bert_folder', 'silent', 'load_bert', 'clip_words', 'text_encoder', 'contrastive_targets',
-           'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch', 'as_spikes', 'visual_encoder', 'one_row',
+           'contrastive_loss', 'SPKLIPConfig', 'macs', 'micro_batch', 'as_spikes', 'visual_encoder', 'adds', 'one_row',
            'one_call', 'bound_scale', 'SPKLIP', 'spiking', 'write_tensors', 'save_pretrained', 'parts_of',
            'load_pretrained', 'encode_by_loop']
 
@@ -32,7 +32,7 @@ from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
 from .baselines import BaselineConfig, baseline_encoder
-from .camera import unpack
+from .camera import on_cpu, unpack
 from .files import atomic
 from .convolution import as_defined
 from .hsfe import HSFE, HSFEConfig, hsfe_macs, sub_blocks
@@ -293,17 +293,27 @@ def visual_encoder(config:SPKLIPConfig) -> tuple: # HSFE and STAR-Net
     return HSFE(c.hsfe), STARNet(maps, c.star_net)
 
 # %% ../nbs/03_stcl.ipynb #57e4a008
+def adds(
+    model:"SPKLIP",
+    blocks:Tensor, # sub-blocks
+) -> bool:
+    "Does MTF add weights where these have spikes? Then they stay bytes."
+    return hasattr(model.hsfe, "mtf") and blocks.dtype == torch.uint8 and on_cpu(blocks)
+
 def one_row(
+    model:"SPKLIP",
     blocks:Tensor, # a view of spikes, [B,N,61,H,W]
-) -> Tensor:       # [B*N,61,H,W], channels_last
+) -> Tensor:       # [B*N,61,H,W]; channels_last where they become numbers
     "All sub-blocks of all clips, in one copy; laid out while spikes are bytes, which takes a third of the time."
-    return blocks.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
+    return blocks.flatten(0, 1) if adds(model, blocks) else blocks.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
 
 def one_call(
     model:"SPKLIP",
     blocks:Tensor, # sub-blocks, [n,61,H,W]
+    dtype,         # what spikes become where they become numbers
 ) -> Tensor:       # HSFE's maps while it trains, [n,m,H,W]; else what the trunk says of them, [n,D]
     "A micro-batch. Only what holds no batch normalisation may be computed twice: its statistics would be counted twice."
+    if not adds(model, blocks): blocks = blocks.to(dtype)
     if not model.training: return model.star_net.trunk(model.hsfe(blocks))
     return checkpoint(model.hsfe, blocks, use_reentrant=False) if model.frugal and not model.config.fsve else model.hsfe(blocks)
 
@@ -341,7 +351,7 @@ class SPKLIP(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.logit_scale.dtype
         # batch normalisation must see the whole batch while it learns: MAPResNet has it, and HSFE too where it spikes
         if self.training and self.config.fsve: size = blocks.shape[0]*blocks.shape[1]
-        out = torch.cat([one_call(self, x.to(dtype)) for x in one_row(blocks).split(size)])
+        out = torch.cat([one_call(self, x, dtype) for x in one_row(self, blocks).split(size)])
         return (self.star_net.trunk(out) if self.training else out).unflatten(0, blocks.shape[:2])
 
     def encode_video(self, video:Tensor) -> Tensor: # packed [B,T,bytes] or spikes [B,T,H,W] -> unit length, [B,D]

@@ -58,7 +58,7 @@ def test_links_lead_somewhere():
     assert [l for l in links if not l.startswith("http") and not (ROOT/l).exists()] == []
 
 # who may import what from spklip, at the top of a module; inside functions `lab.cli` may use all
-MODELS = {"convolution", "hsfe", "star_net", "stcl", "fsve", "baselines"}
+MODELS = {"convolution", "sparse", "hsfe", "star_net", "stcl", "fsve", "baselines"}
 PLOTS = {"matplotlib", "seaborn"}
 
 def imports(path):
