@@ -54,7 +54,7 @@ class Patches(nn.Conv2d):
 
 # %% ../nbs/11_baselines.ipynb #8714e6bd
 def vit_config(c:BaselineConfig) -> CLIPVisionConfig: # the sizes as transformers wants them
-    return CLIPVisionConfig(hidden_size=c.width, intermediate_size=4*c.width, num_hidden_layers=c.layers, num_attention_heads=c.heads, attn_implementation="sdpa")
+    return CLIPVisionConfig(hidden_size=c.width, intermediate_size=4*c.width, num_hidden_layers=c.layers, num_attention_heads=c.heads, attn_implementation="eager") # torch's own attention takes three times as long on the way back, of so few tokens on a CPU
 
 class VideoViT(nn.Module):
     "CLIP's vision Transformer on each sub-block, the mean over sub-blocks."
@@ -150,12 +150,12 @@ class XCLIP(VideoViT):
     "Cross-frame messages in each layer, then a Transformer across frames."
     def __init__(self, config:BaselineConfig, n_blocks:int, n_out:int, *size):
         super().__init__(config, n_blocks, n_out, *size)
-        mit = XCLIPVisionConfig(hidden_size=n_out, intermediate_size=4*n_out, num_hidden_layers=1, num_attention_heads=config.heads, num_frames=n_blocks, attn_implementation="sdpa")
+        mit = XCLIPVisionConfig(hidden_size=n_out, intermediate_size=4*n_out, num_hidden_layers=1, num_attention_heads=config.heads, num_frames=n_blocks, attn_implementation="eager")
         self.across = XCLIPMultiframeIntegrationTransformer(mit)
         nn.init.normal_(self.across.position_embedding, std=0.02)
 
     def layer(self, c:BaselineConfig, n_blocks:int) -> nn.Module:
-        return XCLIPVisionEncoderLayer(XCLIPVisionConfig(**{**vit_config(c).to_dict(), "num_frames": n_blocks}, attn_implementation="sdpa"))
+        return XCLIPVisionEncoderLayer(XCLIPVisionConfig(**{**vit_config(c).to_dict(), "num_frames": n_blocks}, attn_implementation="eager"))
 
     def pool(self, first:Tensor) -> Tensor: # class tokens [B,N,d] -> [B,D]
         return self.across(self.project(first)).pooler_output

@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'Preset', 'small_text', 'presets', 'preset_of', 'study
            'where_it_may_mirror', 'held_at_random', 'augment', 'learning_rate', 'make_optimizer', 'has_bf16',
            'sentences_of', 'train_epoch', 'Evaluation', 'fits', 'evaluate', 'segments_of', 'epoch_of', 'save_epoch',
            'load_epoch', 'sizes', 'new_model', 'only', 'hold_out', 'to_watch', 'train_loader', 'one_for_all', 'fit',
-           'go_on', 'model_digest', 'bert_digest', 'run_of', 'train_and_test', 'at_once', 'train_all']
+           'told', 'go_on', 'model_digest', 'bert_digest', 'run_of', 'train_and_test', 'at_once', 'train_all']
 
 # %% ../nbs/04_train.ipynb #1b49cb1a
 import copy
@@ -61,6 +61,7 @@ class TrainConfig:
     thresholds:int = 1              # augmentation: clips as cameras of 1 to so many times the threshold send them
     hold_out:float = 0.05           # share of the training clips that are kept back: what a random split would test on
     bf16:bool = True                # where the device computes in it
+    watch:bool = True               # look at validation clips after each epoch, not after the last alone
     workers:int = 0                 # processes that read clips
     frugal:bool = False             # HSFE's maps are computed again backwards instead of kept; not where they spike
     compiled:bool = False           # HSFE and the trunk through torch.compile, for GPUs
@@ -116,13 +117,13 @@ def preset_of(
 def study(
     preset:Preset, # a size
 ) -> Preset:       # smaller
-    "For many trainings, of baselines and ablations: a thinner model that sees fewer clips, less often, and the classes' sentences alone."
+    "For many trainings, of baselines and ablations: a thinner model that sees fewer clips, less often, and the classes' sentences alone; watched at its end."
     if preset.name == "paper": return preset
     if preset.name == "smoke": return replace(preset, train=replace(preset.train, epochs=1))
     scenes, model, t = preset.scenes, preset.model, preset.train
     thin = replace(model, hsfe=replace(model.hsfe, filters=model.hsfe.filters//2), star_net=replace(model.star_net, width=model.star_net.width*3//4))
     return replace(preset, scenes=replace(scenes, train=scenes.train//2), model=thin,
-                   train=replace(t, epochs=max(1, t.epochs//2), batch_size=t.batch_size//2, prompts=1.))
+                   train=replace(t, epochs=max(1, t.epochs//2), batch_size=t.batch_size//2, prompts=1., watch=False))
 
 def spiking_presets(
     preset:Preset, # an ANN's
@@ -437,6 +438,11 @@ def fit(
     return folder/"model"
 
 # %% ../nbs/04_train.ipynb #9d0c5e04
+def told(epoch:int, loss:float, top1:float|None, top5:float|None, temperature:float, seconds:float) -> str:
+    "An epoch in a line."
+    seen = "" if top1 is None else f"validation top-1 {top1:.3f}  top-5 {top5:.3f}  "
+    return f"epoch {epoch:3d}  loss {loss:.3f}  {seen}tau {temperature:.3f}  {seconds:.0f} s"
+
 def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, accelerator:Accelerator) -> None: # as `fit` has them
     "Train from the last complete epoch to the end."
     main, segments = accelerator.is_main_process, segments_of(preset.model)
@@ -464,10 +470,10 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
             wrong = "" if all(p.isfinite().all() for p in core.parameters()) else f"epoch {epoch + 1} leaves weights that are no numbers" # which may be the last step's doing
             if not math.isfinite(loss): wrong = f"the loss of epoch {epoch + 1} is {loss}"
             if wrong: raise ValueError(f"{folder}: {wrong}; a rate below lr={config.lr:g} may help. The epochs before it are kept")
-            seen = evaluate(core, watched)
-        history.append(dict(epoch=epoch + 1, loss=loss, top1=seen.top(1), top5=seen.top(5), temperature=1/core.scale.item(),
+            seen = evaluate(core, watched) if config.watch or epoch + 1 == config.epochs else None
+        history.append(dict(epoch=epoch + 1, loss=loss, top1=seen and seen.top(1), top5=seen and seen.top(5), temperature=1/core.scale.item(),
                             seconds=time.perf_counter() - began))
-        if progress and main: print("epoch {epoch:3d}  loss {loss:.3f}  validation top-1 {top1:.3f}  top-5 {top5:.3f}  tau {temperature:.3f}  {seconds:.0f} s".format(**history[-1]), flush=True)
+        if progress and main: print(told(**history[-1]), flush=True)
         if main: save_epoch(folder, core, optimizer, history)
     if main:
         core.save_pretrained(folder/"model")

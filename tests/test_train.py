@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import spklip.train as train
 from spklip.baselines import BaselineConfig
@@ -274,6 +275,17 @@ def test_damaged_files_of_a_run_are_named(data, tmp_path):
     for name, said in (("history.json", "epoch-001/history.json is no JSON"), ("optimizer.safetensors", "epoch-001/optimizer.safetensors cannot be read")):
         (tmp_path/"epoch-001"/name).write_bytes(b"{")
         with pytest.raises(ValueError, match=said): train.load_epoch(tmp_path, model, optimizer)
+
+
+def test_a_run_that_nobody_watches_looks_once_and_learns_the_same(data, tmp_path, capsys):
+    ran = {}
+    for watch in (True, False):
+        folder = fit(replace(TINY, train=replace(TINY.train, epochs=2, watch=watch)), data, tmp_path/str(watch), device="cpu")
+        ran[watch] = json.loads((folder/"history.json").read_text()), load_file(folder/"model.safetensors"), capsys.readouterr().out
+    (seen, weights, said), (unseen, same, little) = ran.values()
+    assert unseen[0]["top1"] is None and unseen[1]["top1"] == seen[1]["top1"] and [h["loss"] for h in unseen] == [h["loss"] for h in seen]
+    assert weights.keys() == same.keys() and all(torch.equal(weights[name], same[name]) for name in weights)
+    assert said.count("validation top-1") == 2 and little.count("validation top-1") == 1 and little.count("loss") == 2
 
 
 def test_two_do_not_train_in_one_folder(data, tmp_path):
