@@ -51,9 +51,9 @@ def files_below(
     folder:str|Path, # any
     above:tuple=(),  # real places of the folders that led here
 ) -> list:           # paths of files at any depth, sorted
-    "Every file of a folder, behind links to folders too."
+    "Every file of a folder, behind links to folders too; what is hidden (`.Trash`, `._a.dat`) is none of it."
     if (here := os.path.realpath(folder)) in above: return [] # it would lead round for ever
-    return [file for p in sorted(Path(folder).iterdir()) for file in (files_below(p, (*above, here)) if p.is_dir() else [p])]
+    return [file for p in sorted(Path(folder).iterdir()) if not p.name.startswith(".") for file in (files_below(p, (*above, here)) if p.is_dir() else [p])]
 
 # %% ../nbs/lab/09_files.ipynb #f11e0009
 def look_of(

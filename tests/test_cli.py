@@ -178,6 +178,12 @@ def test_what_cannot_be_printed_is_no_success(dat, asked, where, code, says):
     os.close(write)
     assert done.returncode == code and says in done.stderr.lower() and "Exception ignored" not in done.stderr
 
+def test_nobody_listens():
+    "Standard output is closed before the command starts."
+    code = "import sys; sys.stdout = None; from spklip.lab.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, "info", "none.dat", *SIZE], stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root())})
+    assert done.returncode == 2 and done.stderr == "spklip info: none.dat: no such file\n"
+
 def test_a_picture_that_was_there_stays_where_a_view_is_stopped(dat, monkeypatch):
     Path("v.gif").write_bytes(b"of before")
     def stopped(self, file, **how): Path(file).write_bytes(b"half"); raise KeyboardInterrupt

@@ -93,10 +93,19 @@ def test_an_interrupted_conversion_ends_like_one_left_alone(tmp_path):
     assert contents(tmp_path/"again") == contents(tmp_path/"alone")
     assert (tmp_path/"again"/"metadata.jsonl").read_text() == (tmp_path/"alone"/"metadata.jsonl").read_text()
 
+def test_workers_need_not_stand_where_the_videos_are_named_from(tmp_path, monkeypatch):
+    film(tmp_path/"a.avi", images(26)); (tmp_path/"elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    work = conversion._work
+    def elsewhere(*args, **kwargs): monkeypatch.chdir(tmp_path/"elsewhere"); return work(*args, **kwargs)
+    monkeypatch.setattr(conversion, "_work", elsewhere)
+    assert convert([clip("a.avi", "a")], tmp_path/"out", HOW, progress=False) == [] and len(contents(tmp_path/"out")) == 1
+
 def test_two_clips_of_one_name_are_refused(tmp_path):
     one = clip(light, "a", fps=25.)
     for other in (one, clip(light, "a", fps=25.)):
         with pytest.raises(ValueError, match="share the name .a.: a and a"): convert([one, other], tmp_path, HOW)
+    with pytest.raises(ValueError, match="share the name .A.: a and A"): convert([one, clip(light, "A", fps=25.)], tmp_path, HOW) # one file where case is nothing
 
 def test_a_folder_of_one_class_names_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

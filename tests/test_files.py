@@ -42,5 +42,7 @@ def test_files_below_follows_links_and_ends(tmp_path):
     (tmp_path/"there"/"deep").mkdir(parents=True); (tmp_path/"there"/"deep"/"x.dat").touch()
     (tmp_path/"asked").mkdir(); (tmp_path/"asked"/"run").symlink_to(tmp_path/"there"); (tmp_path/"asked"/"walk").symlink_to(tmp_path/"there")
     (tmp_path/"there"/"round").symlink_to(tmp_path/"there"); (tmp_path/"there"/"up").symlink_to(tmp_path/"asked")
+    (tmp_path/"asked"/".Trash").mkdir(); (tmp_path/"asked"/".Trash"/"old.dat").touch(); (tmp_path/"there"/"deep"/"._x.dat").touch()
     found = [p.relative_to(tmp_path/"asked").as_posix() for p in files_below(tmp_path/"asked")]
+    assert not any("Trash" in f or "._x" in f for f in found)
     assert {"run/deep/x.dat", "walk/deep/x.dat"} <= set(found) and len(found) < 10

@@ -275,6 +275,7 @@ def test_reproduce_only_some(project):
 
 @pytest.mark.parametrize("words, says", [
     ("--only 05 --set sise=3", "--set sise=3: NAME=VALUE expected, NAME one of size"),
+    ("--only 05 --set size=None", "--set size=None: size is of type int, as 2 is"), ("--only 05 --set size=two", "--set size=two: size is of type int, as 2 is"),
     ("--only 05 --seeds 3", "--seeds 3: for notebooks that train; of 05_other none has seeds"),
     ("--only 05,99", "--only 05,99: no notebook starts with '99'; there are 04_train, 05_other"),
     ("--only=", "--only : no notebook starts with ''; there are 04_train, 05_other"), # of a shell's empty variable

@@ -12,6 +12,7 @@ from spklip.data.datasets import SpikeDataset, check, read_metadata, write_metad
 from spklip.data.recordings import (KINDS, Cut, Source, bad_pixels, centre_crop, count_spikes, folder_sources, health, likely_sizes, load_mask, mend, metadata_of,
                                     open_recording, plan_samples, read_list, row_order, sample_starts, save_mask, slice_recordings, stand_ins)
 from spklip.data.streams import StreamError, read_dat, write_dat
+from spklip.files import HALF_WRITTEN
 from spklip.lab import cli
 from spklip.lab.notebooks import real_data
 
@@ -343,6 +344,9 @@ r._write_sample = dies
 r.slice_recordings(r.folder_sources({str(tmp_path/'films')!r}, height=24, width=32, flip_rows=True), {str(tmp_path/'set')!r}, r.Cut(frames=20, height=16, width=24), progress=False)"""
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert len(list((tmp_path/"set").rglob("*.dat"))) == 39
+    left = next((tmp_path/"set").rglob("*.dat")).parent/".x.7.part.dat"
+    left.touch() # as a kill in the middle of a sample leaves it
+    assert left.match(HALF_WRITTEN)
     cut = Cut(frames=20, height=16, width=24)
     for out in ("set", "alone"): slice_recordings(sources, tmp_path/out, cut, progress=False)
     one, two = ({f.relative_to(tmp_path/out): f.read_bytes() for f in (tmp_path/out).rglob("*") if f.is_file() and f.name != ".lock"} for out in ("set", "alone"))

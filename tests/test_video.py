@@ -69,6 +69,31 @@ def test_what_declares_seconds_and_no_frames_is_whole_or_named(tmp_path, frames)
     path.write_bytes(path.read_bytes()[:path.stat().st_size*6//10])
     with pytest.raises(StreamError, match=r"a.mkv: cut short, \d\.\d of the 2.4 seconds it declares"): length(path)
 
+def remuxed(path, out, seconds=0., skip=0.):
+    "The same pictures, with sound of some seconds beside them, or with those before some second hidden by an edit list."
+    with av.open(str(path)) as source, av.open(str(out), "w", options={"avoid_negative_ts": "disabled"}) as container:
+        stream, sound = container.add_stream_from_template(source.streams.video[0]), container.add_stream("pcm_s16le", rate=8000, layout="mono") if seconds else None
+        for packet in source.demux(video=0):
+            if packet.dts is None: continue
+            shift = round(skip/packet.time_base)
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+            container.mux(packet)
+        for k in range(round(10*seconds)):
+            tone = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+            tone.sample_rate, tone.pts, tone.time_base = 8000, 800*k, Fraction(1, 8000)
+            container.mux(sound.encode(tone))
+        if sound: container.mux(sound.encode())
+    return out
+
+def test_sound_that_goes_on_and_hidden_frames_are_no_cut(tmp_path):
+    whole = film(tmp_path/"a.mp4", images(60))
+    for name in ("sound.mkv", "sound.mov"): assert length(remuxed(whole, tmp_path/name, seconds=9.)) == 60
+    shown = length(remuxed(whole, tmp_path/"hidden.mp4", skip=1.2))
+    assert shown < 40
+    path = remuxed(whole, tmp_path/"cut.mkv", seconds=9.)
+    path.write_bytes(path.read_bytes()[:whole.stat().st_size//2]) # pictures come first
+    with pytest.raises(StreamError, match=r"cut.mkv: cut short, \d\.\d of the 2.4 seconds it declares"): length(path)
+
 def test_resample_keeps_means_edges_and_identity():
     x = np.random.default_rng(0).uniform(0, 255, (3, 40, 60))
     assert np.allclose(resample(x, 40, 60), x, atol=1e-3)

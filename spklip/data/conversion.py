@@ -284,10 +284,10 @@ def convert(
 
     Raises `StreamError` when another conversion writes the folder or it holds something else, `OSError` when it cannot be written (a full disk), `ImportError` when an optional package is missing."""
     folder, failed, start = Path(folder).absolute(), {}, time.monotonic()
-    named = {}
+    named, clips = {}, [c if callable(c.video) else replace(c, video=Path(c.video).absolute()) for c in clips] # a worker may stand elsewhere
     for c in clips:
-        if c.name in named: raise ValueError(f"two clips share the name {c.name!r}: {named[c.name].source} and {c.source}")
-        named[c.name] = c
+        if other := named.get(key := c.name.casefold()): raise ValueError(f"two clips share the name {c.name!r}: {other.source} and {c.source}") # to some disks case is nothing
+        named[key] = c
     interpolator(how.interpolate, "cpu" if scheduler else how.device)  # what is missing is said now, not once a clip
     _refuse_others(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -340,7 +340,7 @@ VIDEOS = tuple(".avi .mp4 .m4v .mkv .mov .webm .mpg .mpeg .wmv .flv .3gp .ts .mt
 
 def _videos(folder):
     "The videos in a folder and the folders in it."
-    files = [f for f in files_below(folder) if not f.name.startswith(".") and f.suffix.lower() in VIDEOS]
+    files = [f for f in files_below(folder) if f.suffix.lower() in VIDEOS]
     if not files: raise StreamError(f"{folder}: no videos in it, by the endings {', '.join(VIDEOS)}")
     return files
 

@@ -26,7 +26,7 @@ from filelock import FileLock
 from ..camera import pack, unpack
 from .datasets import METADATA, UNUSED, assign_splits, read_metadata, read_unused, row_fault, write_lines, write_metadata
 from .streams import SpikeStream, StreamError, count_frames, frame_bytes, sizes_that_fit, spikes_in, write_dat
-from ..files import atomic, files_below, look_of
+from ..files import atomic, files_below, half_written, look_of
 
 # %% ../../nbs/data/06_recordings.ipynb #0a19b064
 def _as_said(known, where):
@@ -172,9 +172,11 @@ def open_recording(
     path = Path(path)
     if not path.is_file(): raise StreamError(f"{path}: {'a folder, a recording is a file' if path.is_dir() else 'no such file'}")
     row, beside, kind = metadata_of(path), {}, path.suffix.lower()
-    if kind == ".npz": bits, beside = _npz(path, key)
-    if kind == ".npy":
-        with open(path, "rb") as f: bits = _map_npy(f, path)
+    try:
+        if kind == ".npz": bits, beside = _npz(path, key)
+        if kind == ".npy":
+            with open(path, "rb") as f: bits = _map_npy(f, path)
+    except PermissionError as e: raise StreamError(f"{path}: {e.strerror.lower()}") from None
     known = row | beside | {k: v for k, v in dict(height=height, width=width, flip_rows=flip_rows).items() if v is not None}
     size = known.get("height"), known.get("width")
     if kind in (".npz", ".npy"): bits, *size = _of_array(path, bits, *size)
@@ -566,6 +568,7 @@ def _cut_all(sources, plan, failed, folder, cut, progress): # by one process at 
     rows, start, said = [row for part in plan for row in part], time.monotonic(), time.monotonic()
     done, waiting = _done(folder, rows, {_stem(s) for s in sources if str(s.file) in {f["file"] for f in failed}})
     old = len(done)
+    for part in half_written(folder): part.unlink(missing_ok=True)
     write_lines(folder/UNUSED, waiting) # they come back with their recording
     _keep(folder, rows, done, failed) # what is now overwritten is no longer listed
     try:

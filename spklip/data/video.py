@@ -24,22 +24,28 @@ def _shown(frame, aspect, format):
     "A frame as a player shows it: pixels made square, then turned."
     return np.rot90(frame.to_ndarray(format=format, width=max(1, round(frame.width*aspect))), round(frame.rotation/90))
 
+def _seconds(container, stream):
+    "How long the pictures of a file last by what it declares, 0 where it does not: sound may be longer, and an edit list may hide frames."
+    if stream.duration: return float(stream.duration*stream.time_base)
+    if tag := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")): return 3600*int(tag[1]) + 60*int(tag[2]) + float(tag[3]) # .mkv, .webm
+    return (container.duration or 0)/av.time_base if len(container.streams) == 1 else 0.
+
 def _pictures(path):
     "The frames of a video, each a function of a pixel format; a file that is no whole video is a `StreamError`, at its end if not before."
-    path, n, at = Path(path), 0, 0
+    path, times = Path(path), []
     if not path.is_file(): raise StreamError(f"{path}: no such video")
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video: raise StreamError(f"{path}: {path.stat().st_size:,} bytes without a video stream")
             stream = container.streams.video[0]
+            each = 1/float(stream.average_rate or 25)
             for frame in container.decode(stream):
-                n, at = n + 1, frame.time or at
+                times.append(len(times)*each if frame.time is None else frame.time)
                 yield partial(_shown, frame, stream.sample_aspect_ratio or 1)
-            declared, seconds = stream.frames, (container.duration or 0)/av.time_base
+            declared = _seconds(container, stream)
     except (av.error.FFmpegError, OSError) as e: raise StreamError(f"{path}: {path.stat().st_size:,} bytes, not a whole video ({e.strerror or e})") from None
-    if not n: raise StreamError(f"{path}: {path.stat().st_size:,} bytes without a frame")
-    if n < 0.9*declared: raise StreamError(f"{path}: cut short, {n} frames of the {declared} it declares")
-    if not declared and n > 1 and (end := at*n/(n - 1)) < 0.9*seconds: raise StreamError(f"{path}: cut short, {end:.1f} of the {seconds:.1f} seconds it declares") # .mkv, .webm
+    if not times: raise StreamError(f"{path}: {path.stat().st_size:,} bytes without a frame")
+    if (lasts := max(times) - min(times) + each) < 0.9*declared: raise StreamError(f"{path}: cut short, {lasts:.1f} of the {declared:.1f} seconds it declares")
 
 def frames_of(
     path,  # any video PyAV opens

@@ -97,8 +97,8 @@ def view(args) -> None:
     from spklip.data.recordings import mask_for, mend
     from spklip.files import atomic
     stream = recording(args)
-    out, bad = Path(args.out or f"{stream.path.stem}-{args.what}.png"), mask_for(args.mask, stream)
-    frame, chosen = moments_of(args, out, stream)
+    out = Path(args.out or f"{stream.path.stem}-{args.what}.png")
+    (frame, chosen), bad = moments_of(args, out, stream), mask_for(args.mask, stream)
     make = {"spikes": lambda x, t: x[t].copy(), "tfp": lambda x, t: tfp(x, t, window=args.window), "tfi": lambda x, t: tfi(x, t, max_window=args.window)}[args.what]
     around = 0 if args.what == "spikes" else args.window
     def moment(t): # reads the frames around t alone: a recording may be larger than memory
@@ -658,7 +658,7 @@ def asking(commands) -> None:
     p.add_argument("--out", metavar="FILE", help="probabilities of every window: a .csv, or a .png of them over time")
     p = add(commands, reproduce, "spklip reproduce --preset laptop --only 04_train --seeds 3")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="(laptop)")
-    p.add_argument("--only", metavar="NUMBERS", help="notebooks to run instead of all: 04_train is the main one, 05,06 are the spiking encoder and its energy")
+    p.add_argument("--only", metavar="NUMBERS", help="notebooks to run instead of all: 04_train is the main one, 05_fsve,06 are the spiking encoder and its energy")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter of the notebooks, such as scratch=3; can be repeated")
     p.add_argument("--seeds", type=count, metavar="N", help="train with seeds 0 to N-1 (each notebook's own)")
     p.add_argument("--data", metavar="FOLDER", help="a data set of your own instead of SpikeActions; {seed} in it stands for the seed")
@@ -708,6 +708,7 @@ def main(
     argv:list[str]|None=None, # arguments; those of the process when None
 ) -> int:                     # exit code
     "The `spklip` command."
+    if sys.stdout is None: sys.stdout = open(os.devnull, "w") # who started it closed that
     if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace") # a file's name may be no UTF-8
     try: args = parser().parse_args(argv)
     finally: let_go() # --help may have nobody who reads it

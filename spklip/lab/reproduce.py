@@ -7,6 +7,7 @@ __all__ = ['REAL', 'Step', 'numbered', 'chosen', 'by_hand', 'whole', 'left_over'
 
 # %% ../../nbs/lab/07_reproduce.ipynb #fbaea1e5
 import ast, json, time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,13 +51,16 @@ def by_hand(
     pairs:list,     # "NAME=VALUE", VALUE a Python literal or plain text
     notebooks:list, # that are going to run
 ) -> dict:          # name -> value
-    "Parameters set on the command line. Raises ValueError for what is no pair, or a name that none of the notebooks has; `preset` has an option of its own."
-    known, values = {name for p in notebooks for name in parameters_of(p)} - {"preset"}, {}
+    "Parameters set on the command line. Raises ValueError for what is no pair, a name that none of the notebooks has, or a value of another kind; `preset` has an option of its own."
+    known, values = {name: default for p in notebooks for name, default in parameters_of(p).items() if name != "preset"}, {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or name not in known: raise ValueError(f"--set {pair}: NAME=VALUE expected, NAME one of {', '.join(sorted(known))}")
-        try: values[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError): values[name] = text
+        default, value = known[name], text
+        if not isinstance(default, str):
+            with suppress(ValueError, SyntaxError, TypeError): value = ast.literal_eval(text)
+        if type(value) not in (type(default), int if type(default) is float else type(default)): raise ValueError(f"--set {pair}: {name} is of type {type(default).__name__}, as {default!r} is")
+        values[name] = value
     return values
 
 # %% ../../nbs/lab/07_reproduce.ipynb #5a0b30b1
