@@ -346,7 +346,7 @@ class SpikeNorm(nn.Module):
 
     def forward(self, x:Tensor) -> Tensor: # [...,F] -> spikes [...,F]
         threshold = self.alpha if self.log_scale is None else self.alpha*(-self.log_scale).exp()
-        return Rectangle.apply(x/x.abs().mean(-1, keepdim=True).clamp(min=1e-6) - threshold, self.lens)
+        return Rectangle.apply(x/x.abs().mean(-1, keepdim=True).clamp(min=1e-6) - threshold.clamp(min=1e-3), self.lens)
 
 # %% ../nbs/05_fsve.ipynb #5c1beece
 class SpikingAttention(nn.Module):

@@ -163,6 +163,10 @@ def test_tdbn_is_its_definition():
     assert torch.allclose(norm(x), 0.7*(x - mean)/(var + norm.eps).sqrt(), atol=1e-5)
     assert torch.allclose(norm.running_mean, 0.1*mean.flatten(), atol=1e-5)
 
+def test_where_all_is_0_nothing_fires_whatever_was_learnt():
+    for alpha in (0.5, 0., -0.01): assert not SpikeNorm(alpha=alpha)(torch.zeros(3, 8)).any()
+
+
 def test_scale_is_a_threshold():
     "Eq. 10's product with scale is eq. 11's division of the threshold."
     norm, x = SpikeNorm(alpha=0.8, scale=True), torch.randn(50, 16)

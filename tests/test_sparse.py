@@ -82,6 +82,11 @@ def test_what_it_cannot_do_a_dense_convolution_does(change, added, monkeypatch):
     assert not added
 
 
+def test_pictures_of_0_and_255_are_no_spikes():
+    spikes = torch.zeros(1, 61, 4, 5, dtype=torch.uint8); spikes[0, 60, 2, 2] = 255
+    with pytest.raises(ValueError, match="spikes of 255 in a place and frame: 0 and 1 expected"): conv_spikes(spikes, torch.zeros(2, 61, 3, 3), torch.zeros(2))
+
+
 def test_no_windows_give_no_maps():
     spikes, weight, bias, slope = case(0, 61, 4, 6, 8)
     out = conv_spikes(spikes, weight, bias)

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # %% ../../nbs/lab/05_figures.ipynb #23e1f55f
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9, "legend.frameon": False, "figure.dpi": 80}
@@ -26,7 +27,7 @@ def curves(
         for axis, (title, lines) in zip(axes[0], panels.items()):
             for name, values in lines.items(): axis.plot(np.arange(1, len(values) + 1), values, label=name, marker="o" if len(values) < 4 else None)
             if title in chance: axis.axhline(chance[title], ls=":", c="grey", label="chance")
-            axis.set(title=title, xlabel=x)
+            axis.set(title=title, xlabel=x); axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if len(lines) > 1 or title in chance: axis.legend()
     plt.close(figure) # shown as a cell's value, once
     return figure
@@ -98,7 +99,7 @@ def embedding(
             if texts is None: continue
             axis.scatter(*flat_texts[k], s=60, marker="X", color=colours[k], edgecolor="black", linewidths=0.6)
             axis.annotate(label, flat_texts[k], (4, 4), textcoords="offset points", fontsize=6) # neighbouring hues cannot be told apart
-        axis.set(xticks=[], yticks=[]); axis.legend(bbox_to_anchor=(1, 1), loc="upper left", markerscale=2, fontsize=7, ncols=1 + (len(labels) > 20))
+        axis.set(xticks=[], yticks=[], xlabel="1st principal direction", ylabel="2nd"); axis.legend(bbox_to_anchor=(1, 1), loc="upper left", markerscale=2, fontsize=7, ncols=1 + (len(labels) > 20))
     plt.close(figure)
     return figure
 
