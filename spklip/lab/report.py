@@ -32,8 +32,8 @@ class Part:
     note:str = ""      # markdown: what else there is to say
 
 PARTS = (
-    Part("Figures 1, 2 and 3", "How SPKLIP, HSFE and the spiking encoder are built", "03_stcl", (),
-         note="Drawings, in which nothing is measured. Their parts are built and looked at in `03_stcl` and `02_star_net` (Figure 1), `01_hsfe` (Figure 2) and `05_fsve` (Figure 3)."),
+    Part("Figures 1, 2 and 3", "How SPKLIP, HSFE and the spiking encoder are built", "03_stcl", (), ("overview",),
+         note="Drawings, in which nothing is measured; below is what Figure 1 does to a clip. Their parts are built and looked at in `03_stcl` and `02_star_net` (Figure 1), `01_hsfe` (Figure 2) and `05_fsve` (Figure 3)."),
     Part("Table 1", "Does it name actions, and better than models made for video?", "04_train", ("table1_spklip", "table1_spklip_weizmann", "table1_spklip_arid"),
          ("table1_spklip_confusion", "table1_spklip_curves")),
     Part("Table 1, protocols", "What can 91.15, 86.43 and 99.75 mean?", "04_protocols", ("protocols", "protocols_moved", "protocols_chance", "protocols_text", "protocols_text_trained", "zero_shot"),
@@ -55,6 +55,7 @@ PARTS = (
 
 # %% ../../nbs/lab/06_report.ipynb #68d317da
 CAPTIONS = { # figure -> what it shows
+    "overview": "One clip of an unseen actor on its way through the trained model: sub-blocks (their means), HSFE's maps, a vector each, one embedding, and the sentences nearest to it.",
     "table1_spklip_confusion": "SpikeActions, unseen actors: per cent of each action's clips that were given which name, first seed.",
     "table1_spklip_curves": "Loss, validation accuracy and temperature over the epochs, a line a seed.",
     "protocols": "Top-1 of the same models under every protocol, a dot a seed; grey is chance.",
