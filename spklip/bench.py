@@ -7,7 +7,7 @@ __all__ = ['CASES', 'ON_CPU', 'Case', 'apart', 'held', 'peak_memory', 'seconds',
            'by_spikezoo', 'decoding', 'windows', 'by_whole_files', 'loading', 'by_frames', 'simulation',
            'by_running_extremes', 'intervals', 'by_distance', 'rendering', 'model_of', 'some_clips', 'encoding',
            'plain_features', 'a_step', 'training', 'other_neurons', 'firing', 'by_faiss', 'searching', 'measured',
-           'bench', 'against_reference', 'changes', 'picture', 'as_markdown', 'write_bench', 'processor']
+           'bench', 'against_reference', 'changes', 'picture', 'as_markdown', 'write_bench']
 
 # %% ../nbs/13_bench.ipynb #f701bf5f
 import ctypes, json, re, runpy, tempfile, time
@@ -484,12 +484,5 @@ def write_bench(
     with atomic(folder/f"{name}.csv") as part: pd.DataFrame(rows).to_csv(part, index=False)
     with atomic(folder/f"{name}.md") as part: part.write_text(as_markdown(rows) + "\n")
     with atomic(folder/f"{name}.png") as part: picture(rows).savefig(part, dpi=80)
-    write_json(folder/f"{name}.json", {**commit(), **machine(device), "processor": processor(), "threads": torch.get_num_threads(), "date": time.strftime("%Y-%m-%d"), "rates": rates, "packages": installed()})
+    write_json(folder/f"{name}.json", {**commit(), **machine(device), "threads": torch.get_num_threads(), "date": time.strftime("%Y-%m-%d"), "rates": rates, "packages": installed()})
     return folder/f"{name}.csv"
-
-def processor() -> str:
-    "What Linux calls the CPU, and whether torch uses AVX-512 there."
-    try: text = Path("/proc/cpuinfo").read_text()
-    except OSError: return ""
-    name = re.search(r"model name\s*: (.+)", text)
-    return (name[1] if name else "") + (", AVX-512" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "")

@@ -182,7 +182,7 @@ def section(
 def made_by(folder:Path) -> str: # when, on what and in how long the notebooks ran
     kept, longest = (json.loads(path.read_text()) if (path := folder/name).exists() else {} for name in ("manifest.json", "reproduce.json"))
     rows = [{"notebook": name, "seconds, last run": k["seconds"], "seconds, longest run": longest.get(name, ""), "seeds": len(k["seeds"]), "device": k["device"],
-             "cores": k["cpus"], "commit": (k["commit"] or "") + (" and changes" if k["modified"] else ""), "torch": k["packages"].get("torch", "")} for name, k in kept.items()]
+             "cores": k["cpus"], "processor": k.get("processor", ""), "commit": (k["commit"] or "") + (" and changes" if k["modified"] else ""), "torch": k["packages"].get("torch", "")} for name, k in kept.items()]
     if not rows: return "<p>No run has left a manifest.</p>"
     return ("<p>What was computed before is read from a cache: a last run may take seconds, and the longest is nearest to what a notebook costs. "
             "They ran at different commits, so a table may be older than the code.</p>" + as_html(pd.DataFrame(rows)))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'T95', 'PACKAGES', 'verdict', 'row', 'student', 'difference', 'compared', 'with_interval', 'digits_of',
-           'plus_minus', 'as_markdown', 'installed', 'commit', 'add_entry', 'machine', 'Results', 'says', 'read_table']
+           'plus_minus', 'as_markdown', 'installed', 'commit', 'add_entry', 'processor', 'machine', 'Results', 'says',
+           'read_table']
 
 # %% ../../nbs/lab/02_tables.ipynb #c6b8b7d7
-import json, os, platform, subprocess
+import json, os, platform, re, subprocess
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite, isnan
 from pathlib import Path
@@ -151,15 +152,23 @@ def add_entry(path:Path, name:str, entry:dict) -> None:
         kept = json.loads(path.read_text()) if path.exists() else {}
         write_json(path, dict(sorted((kept | {name: entry}).items())))
 
+def processor() -> str:
+    "What Linux calls the CPU, and what it has of AVX-512 and bfloat16, which decide how long a training takes."
+    try: text = Path("/proc/cpuinfo").read_text()
+    except OSError: return platform.processor()
+    name, flags = (re.search(rf"^{key}\s*: (.+)", text, re.M) for key in ("model name", "flags"))
+    has = set(flags[1].split()) if flags else set()
+    return ", ".join([name[1] if name else platform.machine(), *(said for flag, said in (("avx512f", "AVX-512"), ("avx512_bf16", "bfloat16")) if flag in has)])
+
 def machine(
     device="cpu", # torch device or its name
 ) -> dict:
-    "The kind of machine: device, cores, operating system, Python."
+    "The kind of machine: device, processor, cores, operating system, Python."
     name = str(device)
     if name.startswith("cuda"):
         import torch # only a machine with a GPU pays for the import
         name = torch.cuda.get_device_name(device)
-    return {"device": name, "cpus": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
+    return {"device": name, "processor": processor(), "cpus": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
 
 # %% ../../nbs/lab/02_tables.ipynb #fd7c72e3
 class Results:
