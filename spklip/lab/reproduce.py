@@ -59,7 +59,8 @@ def by_hand(
         default, value = known[name], text
         if not isinstance(default, str):
             with suppress(ValueError, SyntaxError, TypeError): value = ast.literal_eval(text)
-        if type(value) not in (type(default), int if type(default) is float else type(default)): raise ValueError(f"--set {pair}: {name} is of type {type(default).__name__}, as {default!r} is")
+        if isinstance(default, float) and type(value) is int: value = float(value)
+        if type(value) is not type(default): raise ValueError(f"--set {pair}: {name} is of type {type(default).__name__}, as {default!r} is")
         values[name] = value
     return values
 
