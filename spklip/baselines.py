@@ -54,7 +54,9 @@ class Patches(nn.Conv2d):
 
 # %% ../nbs/11_baselines.ipynb #8714e6bd
 def vit_config(c:BaselineConfig) -> CLIPVisionConfig: # the sizes as transformers wants them
-    return CLIPVisionConfig(hidden_size=c.width, intermediate_size=4*c.width, num_hidden_layers=c.layers, num_attention_heads=c.heads, attn_implementation="eager") # the way back of torch's own attention is 40 % of a CPU's step, of so few tokens
+    # the way back of torch's own attention is 40 % of a CPU's step, of so few tokens
+    return CLIPVisionConfig(hidden_size=c.width, intermediate_size=4*c.width, num_hidden_layers=c.layers, num_attention_heads=c.heads,
+                            attn_implementation="eager")
 
 class VideoViT(nn.Module):
     "CLIP's vision Transformer on each sub-block, the mean over sub-blocks."
@@ -150,7 +152,8 @@ class XCLIP(VideoViT):
     "Cross-frame messages in each layer, then a Transformer across frames."
     def __init__(self, config:BaselineConfig, n_blocks:int, n_out:int, *size):
         super().__init__(config, n_blocks, n_out, *size)
-        mit = XCLIPVisionConfig(hidden_size=n_out, intermediate_size=4*n_out, num_hidden_layers=1, num_attention_heads=config.heads, num_frames=n_blocks, attn_implementation="eager")
+        mit = XCLIPVisionConfig(hidden_size=n_out, intermediate_size=4*n_out, num_hidden_layers=1, num_attention_heads=config.heads,
+                                num_frames=n_blocks, attn_implementation="eager")
         self.across = XCLIPMultiframeIntegrationTransformer(mit)
         nn.init.normal_(self.across.position_embedding, std=0.02)
 

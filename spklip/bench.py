@@ -96,7 +96,8 @@ def machine_rates(
     size:int=2048,   # of the square matrices
     runs:int=9,
 ) -> dict:           # copy: bytes a second, read and written; float32 and, where the device computes in it, bfloat16: operations a second
-    "What this machine does when it only copies, or only multiplies: matrices or, where that is faster, a plain convolution (on a GPU in TF32, torch's default for these)."
+    """What this machine does when it only copies, or only multiplies: matrices or, where that is faster, a plain convolution (on a GPU in TF32,
+    torch's default for these)."""
     one = torch.ones((64 if device == "cpu" else 2048) << 20, dtype=torch.uint8, device=device); other = torch.empty_like(one) # a GPU copies 64 MB in its cache
     best = lambda call: min(seconds(call, device) for _ in range(runs))
     found = dict(copy=2*one.numel()/best(lambda: other.copy_(one)))
@@ -142,7 +143,8 @@ def windows(folder:Path, small:bool, device:str) -> Case:
     path, start = recorded(folder, "long.dat", frames), frames//2
     stream, step = SpikeStream(path, *size), size[0]*size[1]//8
     at_offset = lambda: np.unpackbits(np.fromfile(path, np.uint8, 250*step, offset=start*step), bitorder="little").reshape(250, *size)
-    return Case(f"a clip of 250 frames out of {frames:,}", lambda: stream.spikes(start, start + 250), lambda: by_unpackbits(path, frames, *size)[start:start + 250],
+    return Case(f"a clip of 250 frames out of {frames:,}", lambda: stream.spikes(start, start + 250),
+                lambda: by_unpackbits(path, frames, *size)[start:start + 250],
                 "np.unpackbits of the whole file", 1, "clips", 9/8*250*size[0]*size[1], peers={"np.fromfile at its offset": at_offset}, runs=3)
 
 # %% ../nbs/13_bench.ipynb #342bffaa
@@ -165,7 +167,8 @@ def loading(folder:Path, small:bool, device:str, workers:int=0) -> Case:
     def ours():
         for b in loader: last = unpack(b["packed"].to(device, non_blocking=True), *size)
         return last
-    return Case(f"load {n} clips in batches of {batch}, {workers} workers", ours, lambda: by_whole_files(clips, batch), "whole files, np.unpackbits, one process",
+    return Case(f"load {n} clips in batches of {batch}, {workers} workers", ours, lambda: by_whole_files(clips, batch),
+                "whole files, np.unpackbits, one process",
                 n, "clips", 9/8*n*250*size[0]*size[1], runs=3)
 
 # %% ../nbs/13_bench.ipynb #c2ba255e
@@ -253,7 +256,8 @@ def encoding(folder:Path, small:bool, device:str, size:str="laptop", bf16:bool=F
     def reference():
         try: return plain()
         finally: model.to(memory_format=torch.channels_last)
-    return Case(f"encode {n} clip{'s'*(n > 1)} of {model.config.height} x {model.config.width}, {size} model{', bf16' if bf16 else ''}", ours, reference, "clip, sub-block and branch one at a time, float32",
+    return Case(f"encode {n} clip{'s'*(n > 1)} of {model.config.height} x {model.config.width}, {size} model{', bf16' if bf16 else ''}", ours,
+                reference, "clip, sub-block and branch one at a time, float32",
                 n, "clips", operations=2*n*macs(model.config), bf16=bf16, close=1e-2 if bf16 else 1e-4, runs=3 if size == "paper" else 7)
 
 # %% ../nbs/13_bench.ipynb #eafe19ae
@@ -292,7 +296,8 @@ def training(folder:Path, small:bool, device:str, size:str="laptop", frugal:bool
         model.to(memory_format=torch.contiguous_format)
         try: return step()
         finally: model.to(memory_format=torch.channels_last)
-    return Case(f"train on {n} clip{'s'*(n > 1)} of {model.config.height} x {model.config.width}, {size} model{', HSFE computed twice' if frugal else ''}{', bf16' if bf16 else ''}", ours, reference, "sub-block and branch one at a time, float32",
+    return Case(f"train on {n} clip{'s'*(n > 1)} of {model.config.height} x {model.config.width}, {size} "
+                f"model{', HSFE computed twice' if frugal else ''}{', bf16' if bf16 else ''}", ours, reference, "sub-block and branch one at a time, float32",
                 n, "clips", operations=6*n*macs(model.config), bf16=bf16, close=.05, runs=3 if size == "paper" else 7)
 
 # %% ../nbs/13_bench.ipynb #9be86ff1
@@ -301,7 +306,8 @@ def other_neurons() -> dict: # library -> LIF with eq. 7's constants, of [T,...]
     found = {}
     try:
         from spikingjelly.activation_based import functional, neuron, surrogate
-        node = neuron.LIFNode(tau=4/3, decay_input=False, v_threshold=.5, v_reset=0., detach_reset=True, surrogate_function=surrogate.Rect(alpha=1.), step_mode="m")
+        node = neuron.LIFNode(tau=4/3, decay_input=False, v_threshold=.5, v_reset=0., detach_reset=True, surrogate_function=surrogate.Rect(alpha=1.),
+                              step_mode="m")
         found["spikingjelly"] = lambda x: (functional.reset_net(node), node(x))[1]
     except ImportError: pass
     try:
@@ -328,7 +334,8 @@ def firing(folder:Path, small:bool, device:str, steps:int=4) -> Case:
             spikes = neurons(current); spikes.backward(grad)
             return spikes, current.grad
         return call
-    return Case(f"LIF forward and backward over {list(shape)}", both(LIF().to(device)), both(lambda x: lif_by_steps(x, LIFConfig())), "a loop over steps that autograd follows",
+    return Case(f"LIF forward and backward over {list(shape)}", both(LIF().to(device)), both(lambda x: lif_by_steps(x, LIFConfig())),
+                "a loop over steps that autograd follows",
                 current.numel(), "neuron steps", 4*4*current.numel(), peers={name: both(call) for name, call in other_neurons().items()}, close=1e-5)
 
 # %% ../nbs/13_bench.ipynb #64eb1145
@@ -355,7 +362,8 @@ def searching(folder:Path, small:bool, device:str, n:int=100_000) -> Case:
     def reference():
         best = (queries @ torch.from_numpy(np.array(gallery)).T).topk(10)
         return best.values, best.indices
-    return Case(f"the 10 nearest of {n:,} for 64 queries, {dim} dimensions", lambda: search(queries, gallery, 10), reference, "all inner products at once, topk",
+    return Case(f"the 10 nearest of {n:,} for 64 queries, {dim} dimensions", lambda: search(queries, gallery, 10), reference,
+                "all inner products at once, topk",
                 64, "queries", 4*n*dim, 2*64*n*dim, peers=by_faiss(gallery, queries), close=1e-5, runs=3)
 
 # %% ../nbs/13_bench.ipynb #3493e1a7
@@ -363,7 +371,8 @@ CASES = { # name -> folder, small, device -> Case
     "decode": decoding, "windows": windows, "load": loading, "load, 2 workers": lambda *a: loading(*a, workers=2),
     "simulate": simulation, "tfi": intervals, "render": rendering,
     "encode, laptop": encoding, "train, laptop": training,
-    "encode, paper": lambda *a: encoding(*a, size="paper"), "encode, paper, bf16": lambda *a: encoding(*a, size="paper", bf16=True), "train, paper": lambda *a: training(*a, size="paper"), "train, paper, frugal": lambda *a: training(*a, size="paper", frugal=True),
+    "encode, paper": lambda *a: encoding(*a, size="paper"), "encode, paper, bf16": lambda *a: encoding(*a, size="paper", bf16=True),
+    "train, paper": lambda *a: training(*a, size="paper"), "train, paper, frugal": lambda *a: training(*a, size="paper", frugal=True),
     "lif, 4 steps": firing, "lif, 16 steps": lambda *a: firing(*a, steps=16),
     "search": searching, "search, a million": lambda *a: searching(*a, n=1_000_000)}
 ON_CPU = "windows", "search" # beginnings of the names of what no GPU does
@@ -389,8 +398,10 @@ def measured(
     ours, rows = median(took["spklip"]), []
     for who, times in took.items():
         middle = median(times)
-        share = dict(of_copy=case.bytes/middle/rates["copy"] or None, of_matrix=case.operations/middle/rates["bfloat16" if case.bf16 and who == "spklip" else "float32"] or None)
-        rows.append(dict(case=name, what=case.what, who=who, how=case.plainly if who == "reference" else "", ms=1e3*middle, lower=1e3*np.quantile(times, .25), upper=1e3*np.quantile(times, .75),
+        share = dict(of_copy=case.bytes/middle/rates["copy"] or None,
+                     of_matrix=case.operations/middle/rates["bfloat16" if case.bf16 and who == "spklip" else "float32"] or None)
+        rows.append(dict(case=name, what=case.what, who=who, how=case.plainly if who == "reference" else "", ms=1e3*middle,
+                         lower=1e3*np.quantile(times, .25), upper=1e3*np.quantile(times, .75),
                          runs=runs, per_second=case.count/middle, unit=case.unit, ratio=middle/ours, MB=peak_memory(calls[who], device),
                          bytes=case.bytes, operations=case.operations, **share, apart=off if who == "reference" else None))
     return rows
@@ -405,10 +416,12 @@ def bench(
     "Time the cases one after the other; one that fails takes no other with it. Raises ValueError for a name that no case has, and for a GPU that is not there."
     device_of(device)
     known = [name for name in CASES if (device == "cpu" or not name.startswith(ON_CPU)) and ("bf16" not in name or has_bf16(torch.device(device)))]
-    if unknown := [o for o in only or [] if not o or not any(name.startswith(o) for name in known)]: raise ValueError(f"no case begins with {unknown[0]!r}; there are: {'; '.join(known)}")
+    if unknown := [o for o in only or [] if not o or not any(name.startswith(o) for name in known)]:
+        raise ValueError(f"no case begins with {unknown[0]!r}; there are: {'; '.join(known)}")
     chosen = [name for name in known if not only or any(name.startswith(o) for o in only)]
     rates, rows, failed = machine_rates(device, 512 if small else 2048 if device == "cpu" else 8192), [], {}
-    tell(f"this machine copies {rates['copy']/1e9:.1f} GB/s and multiplies matrices at " + ", ".join(f"{r/1e9:,.0f} GFLOP/s in {kind}" for kind, r in rates.items() if kind != "copy"))
+    tell(f"this machine copies {rates['copy']/1e9:.1f} GB/s and multiplies matrices at "
+         + ", ".join(f"{r/1e9:,.0f} GFLOP/s in {kind}" for kind, r in rates.items() if kind != "copy"))
     for i, name in enumerate(chosen, 1):
         with tempfile.TemporaryDirectory(prefix="spklip-bench-") as folder:
             try: rows += (new := measured(name, CASES[name](Path(folder), small, device), rates, device, 7 if small else 41, tell))
@@ -421,7 +434,7 @@ def bench(
 def against_reference(
     table:pd.DataFrame, # rows of a run
     name:str,           # of a case
-) -> tuple|None:        # what it is, how many times the reference's speed: median, and what separates quartiles at worst and at best; None where it is not timed
+) -> tuple|None:        # what it is, how many times the reference's speed: median, what separates quartiles at worst and at best; None where it is not timed
     "Ours beside the reference in one run."
     sides = [table[(table.case == name) & (table.who == who)] for who in ("spklip", "reference")]
     if any(side.empty for side in sides): return None
@@ -462,14 +475,17 @@ def as_markdown(
     rows:list,  # from `bench`
 ) -> str:
     "A line a case."
-    lines, table = ["| | spklip | half of the runs | peak MB | of copying | of multiplying | the reference takes | which is | others take |", "|---|---|---|---|---|---|---|---|---|"], pd.DataFrame(rows)
+    lines, table = ["| | spklip | half of the runs | peak MB | of copying | of multiplying | the reference takes | which is | others take |",
+                    "|---|---|---|---|---|---|---|---|---|"], pd.DataFrame(rows)
     percent = lambda x: f"{100*x:.0f} %" if x and not pd.isna(x) else ""
     ms = lambda x: format(x, ",.0f" if x >= 1000 else ".4g")
     for name in table.case.unique():
         those = table[table.case == name].to_dict("records")
         ours, reference, *peers = those
-        lines.append(f"| {ours['what']} | {ms(ours['ms'])} ms | {ms(ours['lower'])} - {ms(ours['upper'])} | {'' if pd.isna(ours['MB']) else format(ours['MB'], ',.0f')} | {percent(ours['of_copy'])} | "
-                     f"{percent(ours['of_matrix'])} | {reference['ratio']:.2f} x | {reference['how']} | " + ", ".join(f"{p['who']} {p['ratio']:.2f} x" for p in peers) + " |")
+        lines.append(f"| {ours['what']} | {ms(ours['ms'])} ms | {ms(ours['lower'])} - {ms(ours['upper'])} | "
+                     f"{'' if pd.isna(ours['MB']) else format(ours['MB'], ',.0f')} | {percent(ours['of_copy'])} | "
+                     f"{percent(ours['of_matrix'])} | {reference['ratio']:.2f} x | {reference['how']} | "
+                     + ", ".join(f"{p['who']} {p['ratio']:.2f} x" for p in peers) + " |")
     return "\n".join(lines)
 
 # %% ../nbs/13_bench.ipynb #c9ab830f
@@ -484,5 +500,6 @@ def write_bench(
     with atomic(folder/f"{name}.csv") as part: pd.DataFrame(rows).to_csv(part, index=False)
     with atomic(folder/f"{name}.md") as part: part.write_text(as_markdown(rows) + "\n")
     with atomic(folder/f"{name}.png") as part: picture(rows).savefig(part, dpi=80)
-    write_json(folder/f"{name}.json", {**commit(), **machine(device), "threads": torch.get_num_threads(), "date": time.strftime("%Y-%m-%d"), "rates": rates, "packages": installed()})
+    write_json(folder/f"{name}.json", {**commit(), **machine(device), "threads": torch.get_num_threads(), "date": time.strftime("%Y-%m-%d"),
+                                       "rates": rates, "packages": installed()})
     return folder/f"{name}.csv"

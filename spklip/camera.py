@@ -142,8 +142,10 @@ class SensorNoise:
     seed: int = 0             # which sensor
 
     def __post_init__(self):
-        if wrong := [f"{name}={value}" for name, value in vars(self).items() if not 0 <= value < math.inf]: raise ValueError(f"{', '.join(wrong)}: 0 or more expected")
-        if self.dead + self.hot > 1 or self.lines > 1: raise ValueError(f"dead={self.dead}, hot={self.hot}, lines={self.lines}: shares of all pixels and of all rows")
+        if wrong := [f"{name}={value}" for name, value in vars(self).items() if not 0 <= value < math.inf]:
+            raise ValueError(f"{', '.join(wrong)}: 0 or more expected")
+        if self.dead + self.hot > 1 or self.lines > 1:
+            raise ValueError(f"dead={self.dead}, hot={self.hot}, lines={self.lines}: shares of all pixels and of all rows")
 
     def pattern(self,
         height:int,  # H

@@ -125,7 +125,8 @@ def by_tiles(
 
     Raises ValueError for shapes that do not fit."""
     D, C = weight.shape[:2]
-    if x.shape[1] != C or onto is not None and onto.shape != (len(x), D, *x.shape[2:]): raise ValueError(f"weights {list(weight.shape)} and {list(x.shape)} do not fit" + (f", onto {list(onto.shape)}" if onto is not None else ""))
+    if x.shape[1] != C or onto is not None and onto.shape != (len(x), D, *x.shape[2:]):
+        raise ValueError(f"weights {list(weight.shape)} and {list(x.shape)} do not fit" + (f", onto {list(onto.shape)}" if onto is not None else ""))
     maps, base = rows(x), rows(x.new_empty(0, D, 0, 0) if onto is None else onto)
     out, offset = blank(maps, D), (x.new_zeros(D) if bias is None else bias.detach()).numpy()
     def work(firsts):

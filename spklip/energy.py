@@ -56,7 +56,7 @@ class Count:
         return next((part for start, part in PARTS.items() if self.layer.startswith(start)), "other")
 
     @property
-    def rate(self) -> float: # spikes an input and binary step, or the share of inputs that are not zero; of spiking attention the share of pairs that fire together
+    def rate(self) -> float: # spikes an input and binary step, or the share of inputs that are not zero; of spiking attention, of pairs that fire together
         return self.acs/self.dense if self.kind == "attention" else self.active/self.inputs
 
     def __add__(self, other:"Count") -> "Count": # the same layer, called again
@@ -224,7 +224,9 @@ def by_formula(
     camera:float=1.,       # spikes a pixel and frame, where `rates` does not say
 ) -> list:                 # of `Count`, in the order in which layers run
     "Count a clip from the configuration alone. Raises ValueError for a model that is not SPKLIP's own."
-    if config.star_net.backbone or config.baseline: raise ValueError(f"backbone={config.star_net.backbone!r}, baseline={config.baseline!r}: only SPKLIP's own layers are known here; `by_hooks` counts others")
+    if config.star_net.backbone or config.baseline:
+        raise ValueError(f"backbone={config.star_net.backbone!r}, baseline={config.baseline!r}: only SPKLIP's own layers are known here; `by_hooks` "
+                         "counts others")
     f, c = Formula(config, rates, camera), config.star_net
     hsfe_formula(f)
     pool_formula(f, *trunk_formula(f))
@@ -254,7 +256,8 @@ def conv_count(layer:str, conv:nn.Conv1d|nn.Conv2d, x:Tensor, quantum:float, lev
     spikes = spike_counts(x, quantum, levels)
     steps = levels if spikes is not None else 1
     ones = torch.ones(1, 1, *conv.kernel_size, dtype=torch.double, device=x.device)
-    inside = lambda x: (F.conv1d if x.ndim == 3 else F.conv2d)(x.sum(1, keepdim=True).double(), ones, stride=conv.stride, padding=conv.padding) # sum over each window
+    # sum over each window
+    inside = lambda x: (F.conv1d if x.ndim == 3 else F.conv2d)(x.sum(1, keepdim=True).double(), ones, stride=conv.stride, padding=conv.padding)
     seen = inside((x != 0) if spikes is None else spikes)
     dense, inputs, outputs = steps*seen.numel()*conv.weight.numel(), steps*x.numel(), steps*seen.numel()*conv.out_channels
     count = Count(layer, "conv", dense, macs=dense, weights=steps*len(x)*conv.weight.numel(), inputs=inputs,

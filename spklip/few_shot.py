@@ -77,8 +77,8 @@ from .files import atomic
 from .lab.processes import accelerator_on, device_of
 from .lab.runs import cached, digest, fingerprint, is_finished, run_folder, side_by_side
 from .stcl import SPKLIP, write_tensors
-from .train import (Preset, TrainConfig, at_once, augment, evaluate, fits, learning_rate, make_optimizer, model_digest, new_model, only, run_of, segments_of, train_epoch,
-                          where_it_may_mirror)
+from .train import (Preset, TrainConfig, at_once, augment, evaluate, fits, learning_rate, make_optimizer, model_digest, new_model, only, run_of,
+                          segments_of, train_epoch, where_it_may_mirror)
 
 # %% ../nbs/07_few_shot.ipynb #a16a743b
 METHODS = ("zero-shot", "nearest class mean", "linear probe", "last layers", "everything", "from scratch")
@@ -145,7 +145,9 @@ def refresh_norms(
     dataset:SpikeDataset, # clips of the new domain; their labels are not read
     batch_size:int=64,
 ) -> SPKLIP:              # the same
-    "Batch norm's means and variances from these clips instead of those of the pre-training. Raises ValueError for none, and for clips of another size than the model's."
+    """Batch norm's means and variances from these clips instead of those of the pre-training.
+
+    Raises ValueError for none, and for clips of another size than the model's."""
     fits(model, dataset)
     if not len(dataset): raise ValueError("no clips for batch norm to take its statistics from")
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -260,7 +262,8 @@ def retrain(
     train, accelerator = replace(config.train, batch_size=batch, epochs=epochs), accelerator_on()
     torch.manual_seed(seed)
     core = new_model(replace(preset.model, height=shots.height, width=shots.width), shots, start).to(accelerator.device)
-    loader = DataLoader(shots, batch, shuffle=True, drop_last=True, pin_memory=accelerator.device.type == "cuda") # not prepared: its labels stay where they are read
+    # not prepared: its labels stay where they are read
+    loader = DataLoader(shots, batch, shuffle=True, drop_last=True, pin_memory=accelerator.device.type == "cuda")
     model, optimizer = accelerator.prepare(core, make_optimizer(core, train))
     for epoch in range(epochs): train_epoch(model, optimizer, loader, train, accelerator, seed, epoch)
     return core.eval()
@@ -347,7 +350,8 @@ def few_shot_all(
         config, preset, data, shots, draw, start, split = job
         run = run_of_shots(*job)
         if is_finished("few-shot", run): continue
-        trunk = digest(dict(run_of(preset, data, draw if config.norms else 0, start), norms=config.norms and [shots, draw], views=config.views_kept, split=split))
+        trunk = digest(dict(run_of(preset, data, draw if config.norms else 0, start), norms=config.norms and [shots, draw], views=config.views_kept,
+                            split=split))
         (then if trunk in trunks and not config.retrains else first).setdefault(digest(run), (key, job))
         if not config.retrains: trunks.add(trunk)
     for todo in (first, then): # who shares a trunk's features comes after who computes them

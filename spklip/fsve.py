@@ -170,7 +170,8 @@ class LIF(nn.Module):
 
     def forward(self, current:Tensor, steps:int|None=None) -> Tensor: # x [T,...], or [1,...] that stays for `steps` -> spikes [T,...]
         steps = steps_of(current, steps)
-        if njit is not None and current.device.type == "cpu" and current.dtype in (torch.float32, torch.bfloat16): return FusedLIF.apply(current, self.config, steps)
+        if njit is not None and current.device.type == "cpu" and current.dtype in (torch.float32, torch.bfloat16):
+            return FusedLIF.apply(current, self.config, steps)
         x = current if current.dtype == torch.float64 else current.float() # in 16 bits a membrane would forget small currents
         return (lif_on_gpu(x, self.config, steps) if x.is_cuda else lif_by_steps(x.expand(steps, *x.shape[1:]), self.config)).to(current.dtype)
 
@@ -196,7 +197,8 @@ class IntegerLIF(nn.Module):
     def forward(self, current:Tensor, steps:int|None=None) -> Tensor: # x [T,...], or [1,...] that stays for `steps` -> [T,...], 0, theta, ... levels*theta
         steps = steps_of(current, steps)
         currents = current.unbind()*steps if len(current) == 1 else current.unbind()
-        if len(currents) > 1: currents = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in currents] # in 16 bits a membrane would forget small currents
+        # in 16 bits a membrane would forget small currents
+        if len(currents) > 1: currents = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in currents]
         u, spikes = currents[0], [Rounded.apply(currents[0], self.quantum, self.levels)]
         for x in currents[1:]:
             u = self.decay*(u - spikes[-1]) + x
@@ -424,7 +426,8 @@ def inherit_conv(conv:SpikingConv, old:nn.Sequential, x:Tensor, reach:float, gai
     current = conv.current(x)
     return conv.neurons(current*scale_to(reach, current, conv.norm))
 
-def inherit_block(block:SpikingBottleneck, old:Bottleneck, x:Tensor, scale:Tensor, reach:float) -> tuple: # spikes x are `scale` times the ANN's activations -> spikes, their scale
+def inherit_block(block:SpikingBottleneck, old:Bottleneck, x:Tensor, scale:Tensor,
+                  reach:float) -> tuple: # spikes x are `scale` times the ANN's activations -> spikes, their scale
     y = inherit_conv(block.spatial, old.spatial, inherit_conv(block.reduce, old.reduce, x, reach), reach)
     take_over(block.expand, old.expand)
     if isinstance(block.shortcut, nn.Identity): # both summands need the scale that x has
@@ -453,7 +456,9 @@ def inherit(
     old_star_net:STARNet,     # trained
     blocks:Tensor,            # sub-blocks to scale by, [n,61,H,W]
 ) -> None:
-    "Let a spiking encoder start from an ANN's weights, but for SA, whose spikes gate anew. Raises ValueError for a tower, whose convolutions have no normalisation."
+    """Let a spiking encoder start from an ANN's weights, but for SA, whose spikes gate anew.
+
+    Raises ValueError for a tower, whose convolutions have no normalisation."""
     if len(hsfe.tower): raise ValueError("an encoder with a residual tower cannot start from an ANN: its tower has no normalisation to scale")
     trunk, old, reach = star_net.trunk, old_star_net.trunk, hsfe.fsve.reach
     normalisations = [m for part in (hsfe, star_net) for m in part.modules() if isinstance(m, TDBN)]
@@ -467,7 +472,8 @@ def inherit(
     for conv, before in zip(trunk.stem, old.stem[0:6:2]): x, gain = inherit_conv(conv, before, x, reach, gain), 1.
     for block, before in zip(trunk.groups, old.groups): x, scale = inherit_block(block, before, x, scale, reach)
     inherit_pool(trunk.pool, old.pool, scale)
-    if star_net.temporal: star_net.temporal.load_state_dict(old_star_net.temporal.state_dict(), strict=hsfe.fsve.part == "cnn") # of "full" some layers are others
+    # of "full" some layers are others
+    if star_net.temporal: star_net.temporal.load_state_dict(old_star_net.temporal.state_dict(), strict=hsfe.fsve.part == "cnn")
     for norm in normalisations: norm.momentum = 0.1
 
 # %% ../nbs/05_fsve.ipynb #f7ac69cf

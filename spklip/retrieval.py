@@ -153,7 +153,8 @@ def similarity(
     "Inner products; of unit vectors, cosines."
     return (queries.double() @ gallery.double().T).float()
 
-def keep_best(best:Tensor, rows:Tensor, who:Tensor, values:Tensor, which:Tensor, k:int) -> tuple: # so far [q,m] each; query, value, row of candidates [c], in order -> [q,<=k]
+def keep_best(best:Tensor, rows:Tensor, who:Tensor, values:Tensor, which:Tensor,
+              k:int) -> tuple: # so far [q,m] each; query, value, row of candidates [c], in order -> [q,<=k]
     "The k best of what was there and what came; of equals the first."
     counts = torch.bincount(who, minlength=len(best))
     place = torch.arange(len(who)) - (counts.cumsum(0) - counts)[who]
@@ -180,7 +181,8 @@ def search(
         if not isinstance(part, Tensor): part = torch.from_numpy(part if part.flags.writeable else part.copy()) # torch takes no read-only arrays
         part = part.float().cpu()
         rough, lengths = part @ queries.T, part.norm(dim=1) # [n,q]: twice as fast as queries @ part.T
-        if not lengths.isfinite().all(): raise ValueError(f"row {first + int((~lengths.isfinite()).nonzero()[0])} of the gallery holds what is no finite number, or too large a one")
+        if not lengths.isfinite().all():
+            raise ValueError(f"row {first + int((~lengths.isfinite()).nonzero()[0])} of the gallery holds what is no finite number, or too large a one")
         # 32 bits choose who is looked at, 64 decide: the order must not hang on how a block is summed
         slack = queries.shape[1]*2**-23*queries.norm(dim=1)*lengths.max()
         floor = best[:, -1] if seen >= k else rough.T.topk(min(k, len(part))).values[:, -1]
@@ -346,11 +348,13 @@ def classify_stream(
 ):                       # yields first frame, probabilities [L]
     "Which sentence says what a long recording shows, window by window. Raises ValueError for sizes that do not fit."
     hop, c, frames = window//2 if hop is None else hop, model.config, len(recording)
-    if (recording.height, recording.width) != (c.height, c.width): raise ValueError(f"{recording.path}: {recording.height} x {recording.width} pixels, the model reads {c.height} x {c.width}")
+    if (recording.height, recording.width) != (c.height, c.width):
+        raise ValueError(f"{recording.path}: {recording.height} x {recording.width} pixels, the model reads {c.height} x {c.width}")
     segments = segments_of(c)
     if window < 10*segments or hop < 1: raise ValueError(f"window={window}, hop={hop}: at least {10*segments} and 1 frames")
     if frames < window: raise ValueError(f"{recording.path}: {frames:,} frames, a window has {window:,}")
-    text, index, starts = model.eval().encode_text(labels), clip_index(window, segments), [*range(0, frames - window, hop), frames - window] # the last ends where the recording does
+    # the last ends where the recording does
+    text, index, starts = model.eval().encode_text(labels), clip_index(window, segments), [*range(0, frames - window, hop), frames - window]
     for first in range(0, len(starts), batch):
         some = starts[first:first + batch]
         clips = torch.from_numpy(np.stack([recording.packed(start + index) for start in some]))

@@ -31,11 +31,13 @@ def times_of(spikes, times): # 0/1 [t,P] -> words [P]: bit t is the spike of fra
 
 # %% ../nbs/lab/11_sparse.ipynb #0f1b590e
 @compiled
-def add_taps(first, end, spikes, taps, bias, like, half, out): # strips from first to end; spikes [n,t,H,W]; taps [t,9*D]; bias [D]; like: a tuple of D; out [n,H,W*D], of float32 or, half, the upper 16 bits
+# strips from first to end; spikes [n,t,H,W]; taps [t,9*D]; bias [D]; like: a tuple of D; out [n,H,W*D], of float32 or, half, the upper 16 bits
+def add_taps(first, end, spikes, taps, bias, like, half, out):
     _, T, H, W = spikes.shape
     D, one = len(like), np.uint64(1) # a tuple's length is known to the compiler: loops over D become a few vector instructions
     times, near = np.empty((HIGH + 2)*W, np.uint64), np.empty(9*D, np.float32)
-    sums, empty = np.empty((HIGH + 4, (W + 2)*D), np.float32), np.empty((W + 2)*D, np.float32) # with a frame of pixels around it; what a row is before it is added to
+    # with a frame of pixels around it; what a row is before it is added to
+    sums, empty = np.empty((HIGH + 4, (W + 2)*D), np.float32), np.empty((W + 2)*D, np.float32)
     for d in range((W + 2)*D): empty[d] = bias[d%D]
     for strip in range(first, end):
         n, top = strip//-(-H//HIGH), strip%-(-H//HIGH)*HIGH
@@ -140,10 +142,13 @@ def conv_spikes(
     weight:Tensor, # [D,t,3,3]
     bias:Tensor,   # [D]
 ) -> Tensor:       # [n,D,H,W], in the weights' numbers, or those of autocast
-    "A 3x3 convolution of stride 1 with padding of spikes; it adds where there are few, and multiplies where there are many. Raises ValueError for more than 1 in a place."
+    """A 3x3 convolution of stride 1 with padding of spikes; it adds where there are few, and multiplies where there are many.
+
+    Raises ValueError for more than 1 in a place."""
     kind = spikes.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    able = on_cpu(spikes) and weight.dtype == torch.float32 and dtype in (torch.float32, torch.bfloat16) and spikes.shape[1] <= FRAMES and not torch.compiler.is_compiling()
+    able = on_cpu(spikes) and weight.dtype == torch.float32 and dtype in (torch.float32,
+        torch.bfloat16) and spikes.shape[1] <= FRAMES and not torch.compiler.is_compiling()
     if able and (most := spikes.numpy().max(initial=0)) > 1: raise ValueError(f"spikes of {most} in a place and frame: 0 and 1 expected")
     if able and np.count_nonzero(spikes.numpy().view(bool)) < MANY*spikes.numel(): return AddTaps.apply(spikes.contiguous(), weight, bias, dtype)
     return conv3x3(spikes.contiguous(memory_format=torch.channels_last).to(dtype), weight, bias, exact=True)

@@ -163,12 +163,15 @@ def load_bert(
     embed_dim:int,                 # D
     like:TextConfig=TextConfig(),  # its `max_tokens`, `pretrained`, `tuned`
 ) -> TextEncoder:                  # its words and weights, and a new projection
-    "A text encoder from a pretrained BERT on disk. Raises ValueError where the folder holds another kind of model, OSError where its weights are not safetensors."
+    """A text encoder from a pretrained BERT on disk.
+
+    Raises ValueError where the folder holds another kind of model, OSError where its weights are not safetensors."""
     folder = bert_folder(folder)
     kept = BertConfig.from_pretrained(folder, local_files_only=True)
     if kept.model_type != "bert": raise ValueError(f"{folder} holds a {kept.model_type}, a bert is expected")
     for name in ("hidden_act", "layer_norm_eps", "type_vocab_size"): # no sizes of `TextConfig`: a stored model would not know them
-        if getattr(kept, name) != (usual := getattr(BertConfig(), name)): raise ValueError(f"{folder} holds a bert with {name} {getattr(kept, name)}, {usual} is expected")
+        if getattr(kept, name) != (usual := getattr(BertConfig(), name)):
+            raise ValueError(f"{folder} holds a bert with {name} {getattr(kept, name)}, {usual} is expected")
     if like.pretrained and not like.tuned: kept.hidden_dropout_prob = kept.attention_probs_dropout_prob = 0.
     config = replace(like, vocab_size=kept.vocab_size, hidden=kept.hidden_size, layers=kept.num_hidden_layers, heads=kept.num_attention_heads,
                      intermediate=kept.intermediate_size, dropout=kept.hidden_dropout_prob, positions=kept.max_position_embeddings)

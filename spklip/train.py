@@ -40,9 +40,11 @@ from .files import atomic
 from .fsve import FSVEConfig
 from .hsfe import HSFEConfig
 from .lab.processes import Share, accelerator_on, device_of, gather_objects, join_norms, all_gather, process, processes, share_of
-from .lab.runs import belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, read_json, run_folder, side_by_side, stopped_by_sigterm, write_json
+from .lab.runs import (belongs, cached, differences, digest, fingerprint, is_finished, locked, one_thread, plain, read_json, run_folder,
+                             side_by_side, stopped_by_sigterm, write_json)
 from .star_net import STARNetConfig
-from .stcl import SPKLIP, SPKLIPConfig, TARGETS, TextConfig, bert_folder, bound_scale, contrastive_loss, contrastive_targets, learn_wordpiece, parts_of, spiking, to_device, write_tensors
+from .stcl import (SPKLIP, SPKLIPConfig, TARGETS, TextConfig, bert_folder, bound_scale, contrastive_loss, contrastive_targets, learn_wordpiece,
+                         parts_of, spiking, to_device, write_tensors)
 
 # %% ../nbs/04_train.ipynb #005eaa98
 @dataclass(frozen=True)
@@ -300,7 +302,8 @@ def evaluate(
     model.eval()
     sentences = model.encode_text(dataset.prompts)
     mine = np.array_split(np.arange(len(dataset)), processes())[process()] # the parts need not be equal
-    seen = [torch.cat([model.encode_video(b["packed"]) for b in DataLoader(Subset(dataset, mine), batch_size)]).cpu()] if len(mine) else [] # a GPU is waited for once
+    # a GPU is waited for once
+    seen = [torch.cat([model.encode_video(b["packed"]) for b in DataLoader(Subset(dataset, mine), batch_size)]).cpu()] if len(mine) else []
     clips = torch.cat([batch for part in gather_objects(seen) for batch in part])
     return Evaluation(clips @ sentences.cpu().T, torch.tensor(dataset.labels), clips, dataset.classes)
 
@@ -331,7 +334,8 @@ def load_epoch(folder:Path, model:SPKLIP, optimizer) -> list: # the history; emp
     "Go on from the last complete epoch in `folder`, if there is one."
     if not (last := max(folder.glob("epoch-*"), key=epoch_of, default=None)): return []
     stored = SPKLIP.from_pretrained(last)
-    if stored.text.tokenizer.to_str() != model.text.tokenizer.to_str(): raise ValueError(f"{last}: trained with other words than those of today; name another folder")
+    if stored.text.tokenizer.to_str() != model.text.tokenizer.to_str():
+        raise ValueError(f"{last}: trained with other words than those of today; name another folder")
     model.load_state_dict(stored.state_dict())
     state, kept = optimizer.state_dict(), {}
     try: moments = load_file(last/"optimizer.safetensors")
@@ -346,7 +350,8 @@ def load_epoch(folder:Path, model:SPKLIP, optimizer) -> list: # the history; emp
 
 # %% ../nbs/04_train.ipynb #8e6f5408
 def sizes(c:SPKLIPConfig) -> dict: # as `differences` compares them
-    "What weights must fit; not how they start, nor dropout, nor what a pretrained text encoder brings; of baselines the sensor too, whose pixels have weights of their own."
+    """What weights must fit; not how they start, nor dropout, nor what a pretrained text encoder brings;
+    of baselines the sensor too, whose pixels have weights of their own."""
     text = TextConfig(pretrained=c.text.pretrained, tuned=c.text.tuned) if c.text.pretrained else replace(c.text, dropout=0.)
     sensor = dict(height=c.height, width=c.width) if c.baseline else {}
     return plain(dict(hsfe=replace(c.hsfe, exposures=True), star_net=replace(c.star_net, dropout=0.), baseline=c.baseline, text=text, **sensor))
@@ -357,7 +362,8 @@ def new_model(config:SPKLIPConfig, dataset:SpikeDataset, start:str|Path|None) ->
     Words and temperature are those of `start`, dropout is the preset's. Raises ValueError saying what differs where the sizes are others."""
     if start:
         model = SPKLIP.from_pretrained(start)
-        if other := differences(sizes(model.config), sizes(config)): raise ValueError(f"the model in {start} has other sizes than the preset: its {'; '.join(other)}")
+        if other := differences(sizes(model.config), sizes(config)):
+            raise ValueError(f"the model in {start} has other sizes than the preset: its {'; '.join(other)}")
         wanted = replace(model.config, star_net=config.star_net, text=model.config.text if config.text.pretrained else config.text)
         if wanted != model.config: # in dropout, which layers are made with
             weights, model = model.state_dict(), SPKLIP(wanted, model.text.tokenizer)
@@ -397,7 +403,9 @@ def to_watch(
     segments = segments_of(preset.model)
     if "validation" in {r["split"] for r in read_metadata(data)}: return open_clips(data, "validation", segments)
     _, kept_back = hold_out(open_clips(data, "train", segments), preset.train.hold_out)
-    if not len(kept_back): raise ValueError(f"{data}: no clips of split 'validation', and hold_out={preset.train.hold_out} keeps none back to watch instead: give it more clips, or a validation split")
+    if not len(kept_back):
+        raise ValueError(f"{data}: no clips of split 'validation', and hold_out={preset.train.hold_out} keeps none back to watch instead: give it "
+                         "more clips, or a validation split")
     return kept_back
 
 # %% ../nbs/04_train.ipynb #a347e530
@@ -438,7 +446,8 @@ def fit(
     if (folder/"config.json").exists(): belongs(folder, run_of(preset, data, seed, start))
     elif any(there[0]): raise ValueError(f"{folder} has epochs or a model, but no config.json that says of which run; name another folder")
     if not there[0][0]:
-        with locked(folder/".training", f"{folder}: another process trains here") if accelerator.is_main_process else nullcontext(): go_on(preset, data, folder, seed, start, progress, accelerator)
+        with locked(folder/".training", f"{folder}: another process trains here") if accelerator.is_main_process else nullcontext():
+            go_on(preset, data, folder, seed, start, progress, accelerator)
     return folder/"model"
 
 # %% ../nbs/04_train.ipynb #9d0c5e04
@@ -452,10 +461,12 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
     main, segments = accelerator.is_main_process, segments_of(preset.model)
     train, _ = hold_out(open_clips(data, "train", segments, jitter=True, seed=seed), preset.train.hold_out)
     if not len(train): raise ValueError(f"{data}: hold_out={preset.train.hold_out} keeps back every clip there is to train on")
-    if preset.train.thresholds > 1 and isinstance(train, GreyVideo): raise ValueError(f"{data}: thresholds={preset.train.thresholds} is for spikes, these clips are grey video")
+    if preset.train.thresholds > 1 and isinstance(train, GreyVideo):
+        raise ValueError(f"{data}: thresholds={preset.train.thresholds} is for spikes, these clips are grey video")
     if preset.train.frugal and preset.model.fsve: raise ValueError("frugal: HSFE in spikes has batch normalisation, whose statistics would be counted twice")
     watched = to_watch(data, preset)
-    if main and watched.rows[0]["split"] == "train": print(f"{data}: no validation split, so the accuracies told are those of training clips kept back", flush=True)
+    if main and watched.rows[0]["split"] == "train":
+        print(f"{data}: no validation split, so the accuracies told are those of training clips kept back", flush=True)
     config = where_it_may_mirror(preset.train, train.prompts)
     if main and config != preset.train: print("not mirrored: some classes are told apart by left and right", flush=True)
     loader = train_loader(train, config)
@@ -471,7 +482,8 @@ def go_on(preset:Preset, data, folder:Path, seed:int, start, progress:bool, acce
         began = time.perf_counter()
         with one_for_all(folder, epoch):
             loss = train_epoch(model, optimizer, loader, config, accelerator, seed, epoch, progress and main)
-            wrong = "" if all(p.isfinite().all() for p in core.parameters()) else f"epoch {epoch + 1} leaves weights that are no numbers" # which may be the last step's doing
+            # which may be the last step's doing
+            wrong = "" if all(p.isfinite().all() for p in core.parameters()) else f"epoch {epoch + 1} leaves weights that are no numbers"
             if not math.isfinite(loss): wrong = f"the loss of epoch {epoch + 1} is {loss}"
             if wrong: raise ValueError(f"{folder}: {wrong}; a rate below lr={config.lr:g} may help. The epochs before it are kept")
             seen = evaluate(core, watched) if config.watch or epoch + 1 == config.epochs else None

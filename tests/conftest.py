@@ -23,7 +23,8 @@ def own_runs():
 
 @pytest.fixture(scope="session")
 def kernels(own_runs):
-    "The `JUPYTER_PATH` of a kernel `python3` that starts at once: with one thread, and on what the other tests leave idle. Only Linux forks what has imported so much without harm."
+    """The `JUPYTER_PATH` of a kernel `python3` that starts at once: with one thread, and on what the other tests leave idle.
+    Only Linux forks what has imported so much without harm."""
     if sys.platform != "linux": yield ""; return
     helper = Path(__file__).with_name("forked_kernels.py")
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:

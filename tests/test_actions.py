@@ -104,7 +104,8 @@ def test_captions_name_only_what_is_there(config):
             if re.search(rf"\b{word.replace('_', ' ')}", rest):
                 told.add(word)
                 assert seen.get(name) == value, f"{word!r} in {text!r}"
-        assert (" on the left" in rest or " to the left" in rest) <= ("left" in (seen.get("side"), seen.get("spot"), seen.get("camera")) or "left" in seen.get("way", ""))
+        assert (" on the left" in rest or " to the left" in rest) <= ("left" in (seen.get("side"), seen.get("spot"), seen.get("camera"))
+            or "left" in seen.get("way", ""))
     assert len(set(texts)) > .97*len(texts) and len(told) > (.85 if config is ALL else .55)*len(WORDS)
 
 

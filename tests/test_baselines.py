@@ -79,7 +79,8 @@ def test_the_configuration_survives_json_and_leaves_older_runs_alone():
     older = asdict(SPKLIPConfig())
     del older["baseline"]
     assert SPKLIPConfig.from_dict(older) == SPKLIPConfig()
-    assert digest(preset_of("laptop").model) == digest({"is": "SPKLIPConfig"} | {k: v for k, v in vars(preset_of("laptop").model).items() if k not in ("fsve", "baseline")})
+    assert digest(preset_of("laptop").model) == digest({"is": "SPKLIPConfig"}
+                                                       | {k: v for k, v in vars(preset_of("laptop").model).items() if k not in ("fsve", "baseline")})
 
 
 def test_a_kind_that_is_none_is_named():
@@ -227,7 +228,8 @@ def test_a_folder_of_video_is_checked_and_summed_up(video, tmp_path):
     np.save(black, np.zeros((8, 32, 40), np.uint8)); np.save(short, np.ones((7, 32, 40), np.uint8)); gone.rename(gone.with_name("more.npy"))
     problems = check(copy)
     assert len(problems) == 4
-    for said in (f"{black}: black", f"{short}: uint8 [7, 32, 40], expected", f"{gone}: no array", "more.npy: not in metadata.jsonl"): assert any(said in p for p in problems), said
+    for said in (f"{black}: black", f"{short}: uint8 [7, 32, 40], expected", f"{gone}: no array", "more.npy: not in metadata.jsonl"):
+        assert any(said in p for p in problems), said
 
 
 def test_a_wrong_file_is_named(video, tmp_path):
@@ -252,7 +254,8 @@ def tiny_xclip(tmp_path_factory):
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     folder = tmp_path_factory.mktemp("xclip")
-    vision = dict(sizes, image_size=32, patch_size=16, num_frames=4, mit_hidden_size=16, mit_intermediate_size=32, mit_num_hidden_layers=1, mit_num_attention_heads=2)
+    vision = dict(sizes, image_size=32, patch_size=16, num_frames=4, mit_hidden_size=16, mit_intermediate_size=32, mit_num_hidden_layers=1,
+                  mit_num_attention_heads=2)
     text = dict(sizes, vocab_size=40, max_position_embeddings=32, eos_token_id=2, bos_token_id=1, pad_token_id=0)
     XCLIPModel(XCLIPConfig(text_config=text, vision_config=vision, projection_dim=16, prompt_layers=1, prompt_num_attention_heads=2)).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<pad>", "<s>", "</s>", "<unk>", "a", "person", "runs", "waves"])}, unk_token="<unk>"))
@@ -270,7 +273,8 @@ def test_x_clip_names_videos_from_a_local_folder(tiny_xclip):
     assert torch.equal(xclip_zero_shot(model, tokenizer, edges, ["a person runs", "a person waves"]), said)   # only the middle square is seen
     whole = video[..., 10:50].float()/255
     pixels = F.interpolate(whole.flatten(0, 1), (32, 32), mode="bilinear", antialias=True)
-    pixels = (255*pixels - torch.tensor([123.675, 116.28, 103.53])[:, None, None])/torch.tensor([58.395, 57.12, 57.375])[:, None, None] # as its training configuration has them
+    # as its training configuration has them
+    pixels = (255*pixels - torch.tensor([123.675, 116.28, 103.53])[:, None, None])/torch.tensor([58.395, 57.12, 57.375])[:, None, None]
     words = tokenizer(["a person runs", "a person waves"], return_tensors="pt")
     with torch.no_grad(): want = model(pixel_values=pixels.unflatten(0, (2, 4)), input_ids=words.input_ids, attention_mask=words.attention_mask)
     assert torch.allclose(want.logits_per_video.softmax(1), said, atol=1e-6)

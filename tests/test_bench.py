@@ -28,7 +28,8 @@ def test_measured(monkeypatch):
     ours, reference, peer = measured("x", case(slow, slower, bytes=1e6, operations=2e6, peers={"other": other}), RATES, most=5)
     assert calls[4:19] == ["slow", "slower", "other"]*5 # after one of each, and one more of ours
     assert (ours["who"], reference["who"], peer["who"]) == ("spklip", "reference", "other") and ours["ratio"] == 1 and ours["runs"] == 5
-    assert 20 <= ours["lower"] <= ours["ms"] <= ours["upper"] <= 21 and reference["ratio"] == pytest.approx(2.5, rel=.05) and peer["ratio"] == pytest.approx(1.5, rel=.05)
+    assert 20 <= ours["lower"] <= ours["ms"] <= ours["upper"] <= 21 and reference["ratio"] == pytest.approx(2.5,
+        rel=.05) and peer["ratio"] == pytest.approx(1.5, rel=.05)
     assert ours["of_copy"] == pytest.approx(1e6/(ours["ms"]/1e3)/1e9) and ours["of_matrix"] == pytest.approx(2*ours["of_copy"])
     assert ours["per_second"] == pytest.approx(1e4/ours["ms"]) and reference["apart"] == 0
 

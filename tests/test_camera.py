@@ -359,7 +359,8 @@ class Exposures(torch.utils.data.Dataset):
 
 
 def test_without_numba_the_module_still_works():
-    code = "import sys; sys.modules['numba'] = None; import numpy as np; from spklip.camera import simulate; print(simulate(np.ones((15,1,1),np.float32)).sum())"
+    code = ("import sys; sys.modules['numba'] = None; import numpy as np; from spklip.camera import simulate; "
+            "print(simulate(np.ones((15,1,1),np.float32)).sum())")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["3"]
 
 

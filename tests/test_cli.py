@@ -168,12 +168,14 @@ def test_stopped(dat, capsys, monkeypatch, error, code, says):
     assert cli.main(["index", "."]) == code and capsys.readouterr().err.strip() == f"spklip index: {says}; the same command goes on from here"
     for words in (["info", dat], ["data", "check", "."]): assert cli.main(words) == code and "goes on" not in capsys.readouterr().err
 
-@pytest.mark.parametrize("asked, where, code, says", [("info", "/dev/full", 2, "no space left on device"), ("info", "pipe", 141, ""), ("--help", "pipe", 0, "")])
+@pytest.mark.parametrize("asked, where, code, says", [("info", "/dev/full", 2, "no space left on device"), ("info", "pipe", 141, ""),
+                                                      ("--help", "pipe", 0, "")])
 def test_what_cannot_be_printed_is_no_success(dat, asked, where, code, says):
     "A full disk, a pipe whose reader left; both seen only when what was buffered is written. Help that nobody wants fails nobody."
     read, write = os.pipe() if where == "pipe" else (None, os.open(where, os.O_WRONLY))
     if read: os.close(read)
-    done = subprocess.run([sys.executable, "-c", "import sys; from spklip.lab.cli import main; sys.exit(main())", asked, *([dat, *SIZE] if asked == "info" else [])], stdout=write, stderr=subprocess.PIPE, text=True,
+    done = subprocess.run([sys.executable, "-c", "import sys; from spklip.lab.cli import main; sys.exit(main())", asked,
+                           *([dat, *SIZE] if asked == "info" else [])], stdout=write, stderr=subprocess.PIPE, text=True,
                           env=os.environ | {"PYTHONPATH": str(root())})
     os.close(write)
     assert done.returncode == code and says in done.stderr.lower() and "Exception ignored" not in done.stderr
@@ -181,7 +183,8 @@ def test_what_cannot_be_printed_is_no_success(dat, asked, where, code, says):
 def test_nobody_listens():
     "Standard output is closed before the command starts."
     code = "import sys; sys.stdout = None; from spklip.lab.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code, "info", "none.dat", *SIZE], stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root())})
+    done = subprocess.run([sys.executable, "-c", code, "info", "none.dat", *SIZE], stderr=subprocess.PIPE, text=True,
+                          env=os.environ | {"PYTHONPATH": str(root())})
     assert done.returncode == 2 and done.stderr == "spklip info: none.dat: no such file\n"
 
 def test_a_picture_that_was_there_stays_where_a_view_is_stopped(dat, monkeypatch):
@@ -242,7 +245,8 @@ def test_a_preset_s_data_take_the_seed_and_no_sizes(tmp_path, monkeypatch, capsy
     assert "--preset gpu has sizes of its own: leave it out, or --height" in fails(capsys, *"data spike-actions out --preset gpu --height 120".split())
 
 def test_clips_that_failed_are_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(conversion, "convert", lambda *how: [dict(file="a.avi", reason="a.avi: cannot be read")]); monkeypatch.setattr(cli, "check", lambda folder: None)
+    monkeypatch.setattr(conversion, "convert", lambda *how: [dict(file="a.avi", reason="a.avi: cannot be read")])
+    monkeypatch.setattr(cli, "check", lambda folder: None)
     (tmp_path/"s.npz").touch()
     for clips, says, code in ((["a", "b"], "1 of 2 clips failed: a.avi: cannot be read", 1), (["a"], "spklip data: a.avi: cannot be read", 2)):
         monkeypatch.setattr(video, "weizmann", lambda source, seed: clips)

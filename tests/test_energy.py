@@ -128,7 +128,8 @@ def test_spikingjelly_agrees(part):
 
 def test_joules_by_hand():
     cost = Cost(mac=4, ac=1, neuron=0.5, access=32, word=16, spike=1)   # 1 pJ a bit
-    counts = [Count("hsfe.mtf", "conv", dense=10, acs=3, weights=2, inputs=5, outputs=7, binary=True), Count("hsfe.neurons.0", "neurons", neurons=6, outputs=6, membranes=12),
+    counts = [Count("hsfe.mtf", "conv", dense=10, acs=3, weights=2, inputs=5, outputs=7, binary=True),
+              Count("hsfe.neurons.0", "neurons", neurons=6, outputs=6, membranes=12),
               Count("hsfe.sa.squeeze", "conv", dense=8, macs=8, weights=1, inputs=2, outputs=4)]
     for memory, bits in (("reads", [32 + 5, 16*12, 16*3]), ("words", [32 + 5 + 16*7, 16*12 + 6, 16*7]), ("operations", [32*3, 32*6, 32*8])):
         found = joules(counts, cost, memory)
@@ -145,7 +146,8 @@ def test_skipping_zeros():
     count = conv_count("hsfe.tower.0", nn.Conv2d(2, 3, 1), x, 1., 0, True)
     assert skipping([count])[0].macs == count.macs/2 == 3*16
     conv = nn.Conv2d(1, 1, 3, padding=1)
-    ann, snn = conv_count("hsfe.tower.0", conv, torch.full((1, 1, 4, 5), 0.3), 1., 0, True), conv_count("hsfe.tower.0", conv, torch.ones(1, 1, 4, 5), 1., 1, True)
+    ann, snn = conv_count("hsfe.tower.0", conv, torch.full((1, 1, 4, 5), 0.3), 1., 0, True), conv_count("hsfe.tower.0", conv, torch.ones(1, 1, 4, 5),
+        1., 1, True)
     assert skipping([ann])[0].macs == snn.acs == 10*13          # 3x3 taps on 4 x 5 pixels: those on the padding count for neither
     assert skipping([conv_count("hsfe.tower.0", conv, torch.zeros(1, 1, 4, 5), 1., 0, True)])[0].macs == 0
     others = [c for c in by_hooks(SPKLIP(SMOKE), clips(1)) if c.binary or c.kind not in ("conv", "linear")]
@@ -160,7 +162,8 @@ def test_baselines_are_counted_whole(kind, monkeypatch):
     torch.manual_seed(0)
     model, video = SPKLIP(replace(SMOKE, baseline=BaselineConfig(kind, width=16, layers=2, heads=2, adapter=4))).eval(), clips()
     monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)
-    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter: model.encode_video(video)
+    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.encode_video(video)
     assert 2*sum(c.dense for c in by_hooks(model, video) if c.kind in ("conv", "linear", "attention")) == counter.get_total_flops()/2
 
 def test_what_has_no_formula_is_said():
@@ -170,7 +173,8 @@ def test_what_has_no_formula_is_said():
 
 def test_rates_carried_to_another_size():
     counts = [Count("hsfe.mtf.second.0", "conv", active=10, inputs=100, binary=True), Count("hsfe.sa.0.conv", "conv", active=30, inputs=100, binary=True),
-              Count("star_net.trunk.stem.0.conv", "conv", active=40, inputs=50, binary=True), Count("star_net.trunk.groups.0.reduce.conv", "conv", active=1, inputs=10, binary=True),
+              Count("star_net.trunk.stem.0.conv", "conv", active=40, inputs=50, binary=True),
+              Count("star_net.trunk.groups.0.reduce.conv", "conv", active=1, inputs=10, binary=True),
               Count("star_net.trunk.groups.0.expand.conv", "conv", active=5, inputs=20, binary=True)]
     config = SPKLIPConfig(fsve=FSVEConfig(part="cnn"))
     rates, like_sa = carried_over(counts, config), carried_over(counts, config, tower="SA")
@@ -205,7 +209,8 @@ def test_rapl_wraps_around(tmp_path):
     powercap(tmp_path, **{"intel-rapl_0": 900, "intel-rapl_1": 10, "intel-rapl_0_0": 500})
     counter = rapl(tmp_path)
     assert counter() == 0
-    (tmp_path/"intel-rapl:0"/"energy_uj").write_text("50\n"); (tmp_path/"intel-rapl:1"/"energy_uj").write_text("30\n"); (tmp_path/"intel-rapl:0:0"/"energy_uj").write_text("600\n")
+    (tmp_path/"intel-rapl:0"/"energy_uj").write_text("50\n"); (tmp_path/"intel-rapl:1"/"energy_uj").write_text("30\n")
+    (tmp_path/"intel-rapl:0:0"/"energy_uj").write_text("600\n")
     assert counter() == pytest.approx((150 + 20)/1e6) # sub-domains are inside their package
     (tmp_path/"intel-rapl:0"/"energy_uj").write_text("40\n")
     assert counter() == pytest.approx((150 + 20 + 990)/1e6)

@@ -65,7 +65,8 @@ def test_norm_goes_into_the_convolution():
         weight, bias = map(torch.as_tensor, folded(conv.weight, norm, conv.bias))
         assert torch.allclose(torch.nn.functional.conv2d(x.flatten(0, 1), weight, bias), y().flatten(0, 1), atol=1e-12)
 
-@pytest.mark.parametrize("fsve", [FSVEConfig(steps=3), FSVEConfig(part="cnn", steps=3), FSVEConfig(neuron="integer", steps=3), FSVEConfig(neuron="integer", steps=2, levels=1)],
+@pytest.mark.parametrize("fsve", [FSVEConfig(steps=3), FSVEConfig(part="cnn", steps=3), FSVEConfig(neuron="integer", steps=3),
+                                  FSVEConfig(neuron="integer", steps=2, levels=1)],
                          ids=["eq. 7", "cnn", "integer", "one level"])
 @pytest.mark.parametrize("sizes", [dict(), dict(height=49, width=40, stem_stride=4), dict(stem_stride=1, attention=False), dict(tower_blocks=1, tower_width=4)],
                          ids=["odd", "stride 4", "no SA", "tower"])

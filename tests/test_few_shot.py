@@ -65,7 +65,10 @@ def test_classes_told_apart_by_a_side_are_not_mirrored(data, start, tmp_path, mo
     rows, seen = read_metadata(data), []
     sides = {label: f"a person turns {side}" for label, side in zip(SpikeDataset(data).classes, ("left", "right", "round"))}
     turned = derive(data, tmp_path/"turned", [r | {"prompt": sides[r["label"]]} for r in rows])
-    monkeypatch.setattr(few_shot_module, "stored_features", lambda start, data, split, views=0, config=None, norms=None, chosen=None: seen.append(config) or torch.rand(18 if split == "train" else 9, 1 + views, 5, 32))
+    def features(start, data, split, views=0, config=None, norms=None, chosen=None):
+        seen.append(config)
+        return torch.rand(18 if split == "train" else 9, 1 + views, 5, 32)
+    monkeypatch.setattr(few_shot_module, "stored_features", features)
     for clips in (data, turned): few_shot(Adaptation("nearest class mean", views=1), SIZE, clips, 2, 0, start)
     assert {c.flip for c in seen if c} == {Adaptation().train.flip, 0.} and seen[0].flip and not seen[2].flip
 
@@ -142,7 +145,8 @@ def test_adapting_learns_and_repeats(start):
     torch.manual_seed(0)
     features, labels = torch.randn(9, 1, 5, SIZE.model.star_net.embed_dim), torch.arange(9) % 3
     sentences = F.normalize(torch.randn(3, features.shape[-1]), dim=-1)
-    run = lambda seed: (model := SPKLIP.from_pretrained(start), adapt(model, features, labels, sentences, Adaptation(steps=60, train=TrainConfig(lr=1e-2)), seed))
+    run = lambda seed: (model := SPKLIP.from_pretrained(start), adapt(model, features, labels, sentences,
+        Adaptation(steps=60, train=TrainConfig(lr=1e-2)), seed))
     (one, losses), (again, same), (_, other) = run(1), run(1), run(2)
     assert losses[-1] < 0.2 < losses[0] and losses == same and losses != other
     assert moved(copy_of(one), again) == set()
@@ -237,11 +241,13 @@ def test_a_trunk_s_features_are_computed_by_one_job(data, start, monkeypatch):
 def test_clips_of_another_size_are_refused(data, start, tmp_path):
     turned = derive(data, tmp_path/"turned", [r | dict(height=r["width"], width=r["height"]) for r in read_metadata(data)])
     for see in (clip_features, refresh_norms):
-        with pytest.raises(ValueError, match="turned: clips of 40 x 32, the model reads 32 x 40"): see(SPKLIP.from_pretrained(start), SpikeDataset(turned, "train"))
+        with pytest.raises(ValueError, match="turned: clips of 40 x 32, the model reads 32 x 40"):
+            see(SPKLIP.from_pretrained(start), SpikeDataset(turned, "train"))
 
 
 def test_one_clip_is_too_few_for_all_of_it(data, start):
-    with pytest.raises(ValueError, match="1 clip to train all of SPKLIP on: 2 or more"): retrain(Adaptation("everything"), SIZE, only(SpikeDataset(data, "train"), [0]), 0, start)
+    with pytest.raises(ValueError, match="1 clip to train all of SPKLIP on: 2 or more"):
+        retrain(Adaptation("everything"), SIZE, only(SpikeDataset(data, "train"), [0]), 0, start)
 
 
 def test_activity_of_nothing_is_an_error():

@@ -3,7 +3,7 @@ import ast, re, shutil, subprocess, sys, tomllib
 from configparser import ConfigParser
 from pathlib import Path
 import nbformat, pytest
-from spklip.lab.notebooks import contents, notebooks, problems, readme_of
+from spklip.lab.notebooks import contents, notebooks, problems, readme_of, too_wide
 from conftest import ROOT
 
 NOTEBOOKS = notebooks()
@@ -33,6 +33,10 @@ def test_every_module_comes_from_a_notebook():
 def test_stored_notebook(path):
     assert problems(path) == []
 
+@pytest.mark.parametrize("path", sorted((ROOT/"tests").glob("*.py")), ids=lambda p: p.stem)
+def test_tests_fit_a_screen(path):
+    assert too_wide(path.read_text()) == []
+
 def test_executed_notebooks_are_whole_and_name_no_machine():
     "What a run that was stopped left half done still has papermill's paths and no end."
     executed = sorted((ROOT/"outputs").glob("laptop/notebooks/*.ipynb"))
@@ -45,7 +49,8 @@ def test_readme_is_the_index():
     for name, png in images.items(): assert (ROOT/"nbs"/"images"/name).read_bytes() == png, name
 
 def test_index_lists_the_notebooks_there_are():
-    shown = [o.data["text/markdown"] for c in nbformat.read(ROOT/"nbs"/"index.ipynb", 4).cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+    shown = [o.data["text/markdown"] for c in nbformat.read(ROOT/"nbs"/"index.ipynb", 4).cells
+             for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
     assert contents() in shown, "run nbs/index.ipynb again"
 
 def test_readme_s_results_are_the_tables_there_are():
@@ -105,5 +110,6 @@ def test_third_party_imports_are_required():
 @pytest.mark.skipif(not TRACKED, reason="not a git checkout")
 def test_no_folder_of_one_machine():
     home = re.compile("|".join(["/" + "home/", "/" + "root/", "/" + "Users/", re.escape(str(ROOT))]))
-    named = [p.relative_to(ROOT).as_posix() for p in TRACKED if p.suffix in (".py", ".ipynb", ".md", ".json", ".csv", ".toml", ".txt", ".yml", "") and p.is_file() and home.search(p.read_text(errors="ignore"))]
+    named = [p.relative_to(ROOT).as_posix() for p in TRACKED if p.suffix in (".py", ".ipynb", ".md", ".json", ".csv", ".toml", ".txt", ".yml", "")
+             and p.is_file() and home.search(p.read_text(errors="ignore"))]
     assert named == []

@@ -47,7 +47,8 @@ def test_other_frames_are_refused(frames, word):
         with pytest.raises(ValueError, match=word): list(make(frames, 3))
 
 @given(key=arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 19))), factor=st.integers(1, 300),
-       theta=st.sampled_from([0.2, 0.6, 1.0, 1.7, 5.0, 130.0, 200.0, 0.123]), charge=st.sampled_from(["random", 0.0, 0.5, 7.3]), seed=st.integers(0, 3), data=st.data())
+       theta=st.sampled_from([0.2, 0.6, 1.0, 1.7, 5.0, 130.0, 200.0, 0.123]), charge=st.sampled_from(["random", 0.0, 0.5, 7.3]), seed=st.integers(0, 3),
+       data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_spikes_are_those_of_the_long_way(key, factor, theta, charge, seed, data):
     keep = data.draw(st.none() | st.lists(st.integers(0, len(key)*factor - 1), unique=True, min_size=1, max_size=30).map(sorted))

@@ -46,7 +46,8 @@ def test_a_kernel_that_does_not_start_is_started_once_more(tmp_path, monkeypatch
         starts.append(said)
         if len(starts) <= dies: raise RuntimeError(said)
         nbformat.write(nbformat.read(path, 4), words[1])
-    for said, dies, tries in (("Kernel died before replying to kernel_info", 1, 2), ("Kernel died before replying to kernel_info", 9, 2), ("Kernel died", 9, 1)):
+    for said, dies, tries in (("Kernel died before replying to kernel_info", 1, 2), ("Kernel died before replying to kernel_info", 9, 2),
+                              ("Kernel died", 9, 1)):
         starts.clear()
         monkeypatch.setattr(papermill, "execute_notebook", partial(start, said, dies))
         if dies == 1: assert notebooks.run_notebook(path, tmp_path/"out.ipynb").exists()
@@ -60,10 +61,13 @@ def test_failing_cell_raises(tmp_path):
     assert cli.one_line(failed.value).startswith("cell [2] failed: ValueError no light")
 
 def test_problems_are_seen(tmp_path):
-    path = write(tmp_path/"n.ipynb", "a = 1", "import os\nx = 2", "#| export\n" + "y = 1\n"*50, f"where = '{ROOT}'")
+    path = write(tmp_path/"n.ipynb", "a = 1", "import os\nx = 2", "#| export\n" + "y = 1\n"*50, f"where = '{ROOT}'", "z = [" + "1, "*60 + "]",
+                 'text = """' + "words "*60 + '"""')
     found = "; ".join(notebooks.problems(path, limit=100))
-    for words in ("more than 100", "imports and other code in the cell `import os`", "51 lines in an exported cell", "without outputs", "folder of this machine"):
+    for words in ("more than 100", "imports and other code in the cell `import os`", "51 lines in an exported cell", "without outputs",
+                  "folder of this machine", "a line of 186 columns: `z = [1,"):
         assert words in found
+    assert found.count("columns") == 1 # text in triple quotes may be as long as it likes
     notebook = nbformat.read(path, 4)
     notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text="skipped from here on: a package")]
     nbformat.write(notebook, path)
@@ -121,7 +125,8 @@ def fail_beside(path):
 def test_what_fails_stops_the_others(tmp_path):
     "Also a process that dies, as one that the system takes the memory from."
     heart = tmp_path/"beats"
-    with pytest.raises(ValueError, match="no good"): runs.side_by_side(lambda work, path: work(path), {"good": (beat, heart), "bad": (fail_beside, heart)}, at_once=2)
+    with pytest.raises(ValueError, match="no good"):
+        runs.side_by_side(lambda work, path: work(path), {"good": (beat, heart), "bad": (fail_beside, heart)}, at_once=2)
     beats = heart.stat().st_size; time.sleep(.5)
     assert heart.stat().st_size == beats
     with pytest.raises(RuntimeError, match="a process died, of 2"): runs.side_by_side(os._exit, {"gone": (1,), "too": (1,)}, at_once=2)
@@ -141,8 +146,10 @@ def test_a_difference_of_any_number_of_seeds(n, t95):
     with pytest.raises(ValueError, match=f"{n} and 1 values"): tables.difference(apart, [0.])
 
 def test_what_a_difference_says():
-    assert [tables.compared(*ends) for ends in ((0.1, 2), (-2, -0.1), (-1, 1), (0, 1), (3.1, 3.1), (-math.inf, math.inf))] == ["more", "less", *["within noise"]*4]
-    assert tables.with_interval(*tables.difference([93., 92.], [91., 91.])) == "+1.5 [-4.9, +7.9]" and tables.with_interval(*tables.difference([93.], [91.])) == "+2.0, one value"
+    assert [tables.compared(*ends) for ends in ((0.1, 2), (-2, -0.1), (-1, 1), (0, 1), (3.1, 3.1), (-math.inf, math.inf))] == ["more", "less",
+        *["within noise"]*4]
+    assert tables.with_interval(*tables.difference([93., 92.], [91., 91.])) == "+1.5 [-4.9, +7.9]" and tables.with_interval(*tables.difference([93.],
+        [91.])) == "+2.0, one value"
 
 def test_who_waits_says_so(tmp_path, capsys):
     lock = lambda wait: runs.locked(tmp_path/".lock", "another process makes it", wait)
@@ -175,7 +182,8 @@ def test_fingerprint_sees_every_change(tmp_path):
     with pytest.raises(FileNotFoundError, match="no metadata.jsonl"): runs.fingerprint(tmp_path)
     data, far = tmp_path/"data", tmp_path/"far"
     data.mkdir(); far.mkdir(); (data/"linked").symlink_to(far)
-    rows = [json.dumps({field: kind(1) for field, kind in FIELDS.items()} | {"split": "train", "file": name}) + "\n" for name in ("a.dat", "linked/b.DAT", "c.dat")]
+    rows = [json.dumps({field: kind(1) for field, kind in FIELDS.items()} | {"split": "train", "file": name}) + "\n"
+            for name in ("a.dat", "linked/b.DAT", "c.dat")]
     (data/"metadata.jsonl").write_text("".join(rows[:2])); (data/"a.dat").write_bytes(b"12"); (far/"b.DAT").write_bytes(b"12")
     seen = {runs.fingerprint(data)}
     for change in (lambda: (data/"a.dat").write_bytes(b"123"), lambda: (data/"a.dat").write_bytes(b"124"), lambda: (far/"b.DAT").write_bytes(b"124"),
@@ -275,7 +283,8 @@ def test_reproduce_only_some(project):
 
 @pytest.mark.parametrize("words, says", [
     ("--only 05 --set sise=3", "--set sise=3: NAME=VALUE expected, NAME one of size"),
-    ("--only 05 --set size=None", "--set size=None: size is of type int, as 2 is"), ("--only 05 --set size=two", "--set size=two: size is of type int, as 2 is"),
+    ("--only 05 --set size=None", "--set size=None: size is of type int, as 2 is"),
+    ("--only 05 --set size=two", "--set size=two: size is of type int, as 2 is"),
     ("--only 05 --seeds 3", "--seeds 3: for notebooks that train; of 05_other none has seeds"),
     ("--only 05,99", "--only 05,99: no notebook starts with '99'; there are 04_train, 05_other"),
     ("--only=", "--only : no notebook starts with ''; there are 04_train, 05_other"), # of a shell's empty variable
@@ -342,7 +351,8 @@ def test_each_number_of_the_paper_stands_in_a_part():
 
 def test_time_left_goes_by_the_pace_of_what_is_done():
     assert reproduce.left_over({"a": 20}, {"a": 10, "b": 60, "c": 5}, ["b", "c"]) == 130
-    assert reproduce.left_over({"a": 20}, {"a": 10}, ["b"]) is None and reproduce.left_over({"a": 20}, {"a": 10, "c": 5}, ["b", "c"]) == 10 # of b nothing is known
+    # of b nothing is known
+    assert reproduce.left_over({"a": 20}, {"a": 10}, ["b"]) is None and reproduce.left_over({"a": 20}, {"a": 10, "c": 5}, ["b", "c"]) == 10
     assert reproduce.left_over({"a": 10, "b": 5}, {"a": 600, "b": 60, "c": 5}, ["c"]) == 5 # both were read from the cache
     assert reproduce.left_over({"a": 120, "b": 5}, {"a": 600, "b": 60, "c": 5}, ["c"]) == 1 # one of them, on a machine that is five times as fast
 

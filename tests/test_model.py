@@ -265,7 +265,8 @@ def test_classify_gives_probabilities():
     (lambda d: (d/"model.safetensors").unlink(), FileNotFoundError, "model.safetensors is missing"),
     (lambda d: (d/"model.safetensors").write_bytes((d/"model.safetensors").read_bytes()[:500]), ValueError, "model.safetensors is of no readable SPKLIP model"),
     (lambda d: (d/"tokenizer.json").write_text(""), ValueError, "tokenizer.json is of no readable SPKLIP model"),
-    (lambda d: (d/"config.json").write_text((d/"config.json").read_text().replace('"filters": ', '"filters": 1')), ValueError, "model.safetensors is of no .*size mismatch"),
+    (lambda d: (d/"config.json").write_text((d/"config.json").read_text().replace('"filters": ', '"filters": 1')), ValueError,
+     "model.safetensors is of no .*size mismatch"),
     (lambda d: (d/"config.json").write_text("{"), ValueError, "config.json is of no readable SPKLIP model"),
     (lambda d: (d/"config.json").write_text(json.dumps(dict(speed=1))), ValueError, "config.json is of no readable SPKLIP model")])
 def test_a_broken_folder_is_named(tmp_path, spoil, error, words):

@@ -15,5 +15,6 @@ def test_runs_on_smoke(path, running):
 def test_deviations_quote_the_tables_there_are(tmp_path, running):
     stored = ROOT/"nbs"/"12_deviations.ipynb"
     again = running[stored].result() if stored in running else run_notebook(stored, tmp_path/"again.ipynb")
-    quoted = lambda path: [re.sub(r"\de-\d+", "", o.data["text/markdown"]) for c in nbformat.read(path, 4).cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+    quoted = lambda path: [re.sub(r"\de-\d+", "", o.data["text/markdown"]) for c in nbformat.read(path, 4).cells
+                           for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
     assert quoted(again) == quoted(stored) != [], "run nbs/12_deviations.ipynb again"

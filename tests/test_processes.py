@@ -40,7 +40,8 @@ def model_of(kind):
 
 
 def bits(n):
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 250, 160), np.uint8) & np.random.default_rng(1).integers(0, 256, (n, 250, 160), np.uint8))
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 250, 160), np.uint8) & np.random.default_rng(1).integers(0, 256,
+        (n, 250, 160), np.uint8))
 
 
 def gradients(folder):
@@ -63,7 +64,8 @@ def of_each(folders): return [gradients(f) for f in folders]
 
 
 def test_equal_to_one_process(tmp_path):
-    "Loss, all gradients and running statistics, in the ANN, in both spiking encoders and in a baseline that normalises vectors; in 64 bits, so that rounding hides nothing."
+    """Loss, all gradients and running statistics, in the ANN, in both spiking encoders and in a baseline that normalises vectors;
+    in 64 bits, so that rounding hides nothing."""
     folders = [model_of(kind).save_pretrained(tmp_path/kind) for kind in ("ANN", "cnn", "full", "linear")]
     alone, both = of_each(folders), together(of_each, 2, tmp_path, folders)
     for (loss, found, statistics), *others in zip(alone, *both):
@@ -170,7 +172,8 @@ def test_a_whole_run_is_that_of_one_process(clips, tmp_path, monkeypatch):
     (tmp_path/"plainly.py").write_text(PLAINLY)
     monkeypatch.setattr(sys, "argv", ["plainly.py", str(clips), str(tmp_path/"one")])
     runpy.run_path(str(tmp_path/"plainly.py"))
-    done = subprocess.run([sys.executable, "-m", *LAUNCH, tmp_path/"plainly.py", clips, tmp_path/"two"], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", *LAUNCH, tmp_path/"plainly.py", clips, tmp_path/"two"], env=ENVIRONMENT, capture_output=True,
+                          text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path/"two") == pytest.approx(losses(tmp_path/"one"), rel=1e-4)
 

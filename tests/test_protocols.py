@@ -186,7 +186,8 @@ def test_pretrained_text_stays_and_reloads_without_its_folder(data, tmp_path, ti
     assert all(torch.equal(v, before[k]) for k, v in model.text.bert.state_dict().items()) and model.config.text.hidden == 48
     assert model.text.frozen and {n for n, p in model.text.named_parameters() if p.requires_grad} == {"projection.weight"}
     assert len(model.encode_text(["a person waves", "unheard of"])) == 2
-    with pytest.raises(FileNotFoundError, match="no folder with a BERT"): fit(preset, data, tmp_path/"run", progress=False, device="cpu") # whether it is of that one cannot be said
+    # whether it is of that one cannot be said
+    with pytest.raises(FileNotFoundError, match="no folder with a BERT"): fit(preset, data, tmp_path/"run", progress=False, device="cpu")
 
 
 def test_an_interrupted_run_with_pretrained_text_ends_as_one_that_was_not(data, tmp_path, tiny_bert, monkeypatch):
@@ -231,7 +232,8 @@ def test_old_runs_keep_their_names_and_old_models_load(data, tmp_path):
 
 
 def test_only_some_clips_among_some_sentences():
-    seen = Evaluation(torch.tensor([[.9, .5, .1, .0], [.1, .2, .8, .3], [.0, .6, .2, .5], [.9, .1, .2, .3]]), torch.tensor([0, 1, 3, 3]), torch.eye(4), list("abcd"))
+    seen = Evaluation(torch.tensor([[.9, .5, .1, .0], [.1, .2, .8, .3], [.0, .6, .2, .5], [.9, .1, .2, .3]]), torch.tensor([0, 1, 3, 3]), torch.eye(4),
+                      list("abcd"))
     part = confined(seen, ["b", "d"], ["d", "b"])
     assert part.labels.tolist() == [1, 0, 0] and part.similarity.equal(torch.tensor([[.3, .2], [.5, .6], [.3, .1]]))
     assert part.top(1) == pytest.approx(1/3) and part.classes == ["d", "b"] and len(part.embeddings) == 3

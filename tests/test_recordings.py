@@ -9,7 +9,8 @@ from PIL import Image
 from spklip.data import recordings
 from spklip.camera import SensorNoise, pack, simulate, unpack
 from spklip.data.datasets import SpikeDataset, check, read_metadata, write_metadata
-from spklip.data.recordings import (KINDS, Cut, Source, bad_pixels, centre_crop, count_spikes, folder_sources, health, likely_sizes, load_mask, mend, metadata_of,
+from spklip.data.recordings import (KINDS, Cut, Source, bad_pixels, centre_crop, count_spikes, folder_sources, health, likely_sizes, load_mask, mend,
+                                    metadata_of,
                                     open_recording, plan_samples, read_list, row_order, sample_starts, save_mask, slice_recordings, stand_ins)
 from spklip.data.streams import StreamError, read_dat, write_dat
 from spklip.files import HALF_WRITTEN
@@ -26,7 +27,8 @@ def complaint(call, *args, **kwargs):
 # opening
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(1, 6), h=st.integers(1, 9), w=st.integers(1, 17), flip=st.booleans(), kind=st.sampled_from(["dat", "npy", "packed", "npz", "stored", "float", "fortran"]))
+@given(n=st.integers(1, 6), h=st.integers(1, 9), w=st.integers(1, 17), flip=st.booleans(),
+       kind=st.sampled_from(["dat", "npy", "packed", "npz", "stored", "float", "fortran"]))
 def test_every_kind_of_file_gives_the_same_spikes(tmp_path_factory, n, h, w, flip, kind):
     folder, spikes = tmp_path_factory.mktemp("any"), noise(n, h, w)
     kept = spikes[:, ::-1] if flip else spikes
@@ -62,7 +64,8 @@ def test_given_goes_before_the_file_and_that_before_metadata(tmp_path):
     (tmp_path/"metadata.jsonl").write_text("{")
     assert "metadata.jsonl: not JSON lines" in complaint(open_recording, tmp_path/"a.npz")
 
-@pytest.mark.parametrize("name, right, wrong", [("height", 8.0, ["8", 0, 8.5, True]), ("width", 8, ["8", -8, float("inf")]), ("rate_hz", 5, ["fast", 0, float("nan")]), ("flip_rows", 1, ["false", 2])])
+@pytest.mark.parametrize("name, right, wrong", [("height", 8.0, ["8", 0, 8.5, True]), ("width", 8, ["8", -8, float("inf")]),
+                                                ("rate_hz", 5, ["fast", 0, float("nan")]), ("flip_rows", 1, ["false", 2])])
 def test_size_rate_and_order_beside_the_spikes_are_checked(tmp_path, name, right, wrong):
     "A text such as \"false\" is true in Python: it turned pictures upside down. In an .npz and in metadata alike."
     spikes, known = noise(3, 8, 8), dict(height=8, width=8, rate_hz=5., flip_rows=True)
@@ -78,8 +81,10 @@ def test_size_rate_and_order_beside_the_spikes_are_checked(tmp_path, name, right
 def files(tmp_path):
     spikes = noise(6, 240, 320)
     write_dat(tmp_path/"a.dat", spikes)
-    np.save(tmp_path/"a.npy", spikes); np.save(tmp_path/"packed.npy", pack(spikes)); np.save(tmp_path/"two.npy", 2*spikes); np.save(tmp_path/"none.npy", spikes[:0])
-    np.save(tmp_path/"flat.npy", spikes.ravel()); np.save(tmp_path/"wide.npy", pack(spikes).astype(np.int16)); np.save(tmp_path/"objects.npy", np.array([{}], object))
+    np.save(tmp_path/"a.npy", spikes); np.save(tmp_path/"packed.npy", pack(spikes)); np.save(tmp_path/"two.npy", 2*spikes)
+    np.save(tmp_path/"none.npy", spikes[:0])
+    np.save(tmp_path/"flat.npy", spikes.ravel()); np.save(tmp_path/"wide.npy", pack(spikes).astype(np.int16))
+    np.save(tmp_path/"objects.npy", np.array([{}], object))
     np.savez(tmp_path/"pair.npz", left=spikes, right=spikes); np.savez(tmp_path/"objects.npz", spikes=np.array([{}], object))
     for name in ("a.npy", "pair.npz"): (tmp_path/f"cut_{name}").write_bytes((tmp_path/name).read_bytes()[:-9000])
     for name in ("empty.dat", "empty.npy", "empty.npz"): (tmp_path/name).touch()
@@ -87,13 +92,15 @@ def files(tmp_path):
     return tmp_path
 
 @pytest.mark.parametrize("name, size, says", [
-    ("absent.dat", (), "no such file"), ("folder.npy", (), "a folder, a recording is a file"), ("empty.dat", (), "0 bytes"), ("empty.dat", (240, 320), "at least 9,600"),
+    ("absent.dat", (), "no such file"), ("folder.npy", (), "a folder, a recording is a file"), ("empty.dat", (), "0 bytes"),
+    ("empty.dat", (240, 320), "at least 9,600"),
     ("a.dat", (), "57,600 bytes; give --height and --width; its size fits 240 x 320 (6 frames"), ("a.dat", (240, None), "give --height and --width"),
     ("a.dat", (241, 320), "57,600 bytes, expected 48,200 or 57,840"), ("a.npy", (250, 400), "uint8 [6, 240, 320], expected [T, 250, 400]"),
     ("packed.npy", (), "they fit 240 x 320"), ("packed.npy", (250, 400), "expected 12,500 bytes a frame (250 x 400)"), ("none.npy", (), "one frame or more"),
     ("flat.npy", (), "uint8 [460800], expected spikes [T,H,W]"), ("wide.npy", (240, 320), "int16 [6, 9600]"), ("objects.npy", (), "pickled objects"),
     ("objects.npz", (), "pickled objects"), ("pair.npz", (), "holds 2 arrays (left, right); give the key"), ("cut_a.npy", (), "not a whole array"),
-    ("cut_pair.npz", (), "not a whole .npz"), ("empty.npy", (), "0 bytes, not a whole array"), ("empty.npz", (), "0 bytes, not a whole .npz"), ("text.npy", (), "8 bytes, not a whole array")])
+    ("cut_pair.npz", (), "not a whole .npz"), ("empty.npy", (), "0 bytes, not a whole array"), ("empty.npz", (), "0 bytes, not a whole .npz"),
+    ("text.npy", (), "8 bytes, not a whole array")])
 def test_what_is_no_recording_is_said_in_a_line(files, name, size, says):
     said = complaint(open_recording, files/name, *size)
     assert said.startswith(str(files/name)) and says in said
@@ -341,7 +348,8 @@ def dies(*a):
     if n == 40: os.kill(os.getpid(), signal.SIGKILL)
     write(*a)
 r._write_sample = dies
-r.slice_recordings(r.folder_sources({str(tmp_path/'films')!r}, height=24, width=32, flip_rows=True), {str(tmp_path/'set')!r}, r.Cut(frames=20, height=16, width=24), progress=False)"""
+sources = r.folder_sources({str(tmp_path/'films')!r}, height=24, width=32, flip_rows=True)
+r.slice_recordings(sources, {str(tmp_path/'set')!r}, r.Cut(frames=20, height=16, width=24), progress=False)"""
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert len(list((tmp_path/"set").rglob("*.dat"))) == 39
     left = next((tmp_path/"set").rglob("*.dat")).parent/".x.7.part.dat"
@@ -349,7 +357,8 @@ r.slice_recordings(r.folder_sources({str(tmp_path/'films')!r}, height=24, width=
     assert left.match(HALF_WRITTEN)
     cut = Cut(frames=20, height=16, width=24)
     for out in ("set", "alone"): slice_recordings(sources, tmp_path/out, cut, progress=False)
-    one, two = ({f.relative_to(tmp_path/out): f.read_bytes() for f in (tmp_path/out).rglob("*") if f.is_file() and f.name != ".lock"} for out in ("set", "alone"))
+    one, two = ({f.relative_to(tmp_path/out): f.read_bytes() for f in (tmp_path/out).rglob("*") if f.is_file() and f.name != ".lock"}
+                for out in ("set", "alone"))
     assert one == two and len(one) == 121
 
 def test_what_is_overwritten_is_no_longer_listed(tmp_path, monkeypatch):
@@ -410,7 +419,8 @@ def test_lists(tmp_path):
     with open(tmp_path/"list.csv", "w") as f:
         out = csv.DictWriter(f, ["file", "label", "group", "flip_rows", "height", "width", "start", "stop", "rate_hz", "split"])
         out.writeheader()
-        out.writerow(dict(file="films/left/anna/1.dat", label="wave", group="anna", flip_rows="True", height=24, width=32, start=10, stop=40, rate_hz=1000, split="test"))
+        out.writerow(dict(file="films/left/anna/1.dat", label="wave", group="anna", flip_rows="True", height=24, width=32, start=10, stop=40,
+                          rate_hz=1000, split="test"))
         out.writerow(dict(file="films/left/ben/1.dat", label="clap", flip_rows="0", height=24, width=32, split="train"))
     (tmp_path/"list.jsonl").write_text("\n".join(json.dumps(r) for r in (
         dict(file="films/left/anna/1.dat", label="wave", group="anna", flip_rows=True, height=24, width=32, start=10, stop=40, rate_hz=1000.0, split="test"),
@@ -419,19 +429,24 @@ def test_lists(tmp_path):
     assert a == b and a[0].start == 10 and a[1].flip_rows is False
     slice_recordings(a, tmp_path/"set", CUT, progress=False)
     rows = read_metadata(tmp_path/"set")
-    assert [(r["label"], r["group"], r["split"], r["start"], r["rate_hz"]) for r in rows] == [("wave", "anna", "test", 10, 1000)] + [("clap", "films/left/ben/1", "train", s, 20000) for s in (0, 20, 40)]
-    for name, text, says in (("bad.csv", "file,label\n,\n", "recording 1"), ("bad.jsonl", '{"file": "a", "label": "b"}\n{"file": 3', "recording 2 is not one"), ("odd.csv", "file,label,colour\na,b,red\n", "colour"),
+    assert [(r["label"], r["group"], r["split"], r["start"], r["rate_hz"])
+            for r in rows] == [("wave", "anna", "test", 10, 1000)] + [("clap", "films/left/ben/1", "train", s, 20000) for s in (0, 20, 40)]
+    for name, text, says in (("bad.csv", "file,label\n,\n", "recording 1"),
+                             ("bad.jsonl", '{"file": "a", "label": "b"}\n{"file": 3', "recording 2 is not one"),
+                             ("odd.csv", "file,label,colour\na,b,red\n", "colour"),
                              ("none.csv", "file,label\n", "lists no recordings"), ("word.csv", "file,label,height\na,b,tall\n", "tall")):
         (tmp_path/name).write_text(text)
         assert says in complaint(read_list, tmp_path/name)
     assert "no such file" in complaint(read_list, tmp_path/"absent.csv").lower()
-    assert "has no split" in complaint(plan_samples, [Source(a[0].file, "x", split="test", height=24, width=32), Source(a[1].file, "y", height=24, width=32)], CUT)
+    assert "has no split" in complaint(plan_samples, [Source(a[0].file, "x", split="test", height=24, width=32),
+                                                      Source(a[1].file, "y", height=24, width=32)], CUT)
 
 
 def test_stretches_of_a_recording_stay_together(tmp_path):
     "Whatever they are called; where the list says who is seen, that counts."
     write_dat(tmp_path/"long.dat", noise(400, 8, 8)); write_dat(tmp_path/"other.dat", noise(400, 8, 8))
-    (tmp_path/"list.csv").write_text("file,label,name,start,stop\n" + "".join(f"long.dat,a,part-{i},{100*i},{100*i + 100}\n" for i in range(4)) + "other.dat,a,,,\n")
+    (tmp_path/"list.csv").write_text("file,label,name,start,stop\n" + "".join(f"long.dat,a,part-{i},{100*i},{100*i + 100}\n" for i in range(4))
+                                     + "other.dat,a,,,\n")
     sources = read_list(tmp_path/"list.csv", height=8, width=8)
     rows = [row for part in plan_samples(sources, Cut(frames=50, height=0, width=0))[0] for row in part]
     assert {r["group"] for r in rows} == {"long", "other"} and all(len({r["split"] for r in rows if r["group"] == g}) == 1 for g in ("long", "other"))
@@ -442,7 +457,8 @@ def test_stretches_of_a_recording_stay_together(tmp_path):
 def test_what_was_drawn_is_not_cut_into(tmp_path):
     write_dat(tmp_path/"a.dat", noise(60, 8, 8))
     (tmp_path/"set").mkdir(); (tmp_path/"set"/"settings.json").write_text("{}")
-    assert "holds SpikeActions" in complaint(slice_recordings, [Source(tmp_path/"a.dat", "a", height=8, width=8)], tmp_path/"set", Cut(frames=50, height=0, width=0))
+    assert "holds SpikeActions" in complaint(slice_recordings, [Source(tmp_path/"a.dat", "a", height=8, width=8)], tmp_path/"set",
+                                             Cut(frames=50, height=0, width=0))
 
 
 def test_metadata_is_read_once_and_seen_when_it_changes(tmp_path):
@@ -498,7 +514,9 @@ def test_look_at_any_kind(recorded, kind, capsys):
     out = capsys.readouterr().out
     dead, hot = (recorded.sum(0) == 0).sum(), (recorded.sum(0) == 300).sum()
     assert dead > 2 and hot > 2
-    for words in ("24 x 32 pixels, 300 frames", "300.0 ms", f"{recorded.mean():.4f}", f"{hot} (", f"{dead} (", f"{dead} dead, 0 dark, {hot} hot, 0 line", "bottom-up, give --flip-rows"): assert words in out
+    for words in ("24 x 32 pixels, 300 frames", "300.0 ms", f"{recorded.mean():.4f}", f"{hot} (", f"{dead} (",
+                  f"{dead} dead, 0 dark, {hot} hot, 0 line", "bottom-up, give --flip-rows"):
+        assert words in out
     assert (np.load("mask.npy")[::-1] > 0).sum() == dead + hot
     for mask in ("--mask", "--mask=mask.npy"):
         assert cli.main(["view", *HOW[kind], "--flip-rows", mask, "--out", "v.png"]) == 0
@@ -508,9 +526,11 @@ def test_look_at_any_kind(recorded, kind, capsys):
     assert np.asarray(Image.open("v.png")).min() == 0
 
 def test_slice_command(recorded, capsys):
-    assert cli.main("slice a.dat a.npy --label wave --height 24 --width 32 --flip-rows --frames 100 --stride 50 --crop 16x24 --mask mask.npy --out set".split()) == 2
+    words = "slice a.dat a.npy --label wave --height 24 --width 32 --flip-rows --frames 100 --stride 50 --crop 16x24 --mask mask.npy --out set"
+    assert cli.main(words.split()) == 2
     assert "no such" in capsys.readouterr().err
-    words = "slice a.dat --label wave --group anna --height 24 --width 32 --flip-rows --frames 100 --stride 50 --crop 16x24 --mask --rate 1000 --out set".split()
+    size, cut = "--height 24 --width 32 --flip-rows", "--frames 100 --stride 50 --crop 16x24 --mask"
+    words = f"slice a.dat --label wave --group anna {size} {cut} --rate 1000 --out set".split()
     assert cli.main(words) == 0 and check("set") == []
     rows = read_metadata("set")
     assert [(r["start"], r["label"], r["group"], r["split"], r["rate_hz"]) for r in rows] == [(s, "wave", "anna", "train", 1000) for s in range(0, 201, 50)]
@@ -519,12 +539,17 @@ def test_slice_command(recorded, capsys):
     assert (made[:, ~bad] == recorded[:100, 4:20, 4:28][:, ~bad]).all() and (made.sum(0) > 0).all() and (made.sum(0) < 100).all()
 
 @pytest.mark.parametrize("words, says", [
-    ("slice a.dat --out set --height 24 --width 32", "give --label"), ("slice a.dat --label a --out set", "give --height and --width"), ("slice none.dat --label a --out set", "none.dat: no such file"),
-    ("slice a.npy --label a --out set", "a crop of 240 x 320 does not fit"), ("slice a.npy --label a --out set --crop all --frames 400", "300 frames, a sample takes 400"),
-    ("slice a.npy --label a --out set --crop all --samples 99", "no 99 different samples"), ("slice a.npz --label a --out set --crop all", "give the key"), ("slice . --out set", "no recordings in folders"),
-    ("slice none.csv --out set", "none.csv"), ("slice a.npy --label a --out set --crop 12", "no size such as 240x320"), ("slice a.npy --label a --out set --samples 2 --stride 3", "not allowed with"),
+    ("slice a.dat --out set --height 24 --width 32", "give --label"), ("slice a.dat --label a --out set", "give --height and --width"),
+    ("slice none.dat --label a --out set", "none.dat: no such file"),
+    ("slice a.npy --label a --out set", "a crop of 240 x 320 does not fit"),
+    ("slice a.npy --label a --out set --crop all --frames 400", "300 frames, a sample takes 400"),
+    ("slice a.npy --label a --out set --crop all --samples 99", "no 99 different samples"),
+    ("slice a.npz --label a --out set --crop all", "give the key"), ("slice . --out set", "no recordings in folders"),
+    ("slice none.csv --out set", "none.csv"), ("slice a.npy --label a --out set --crop 12", "no size such as 240x320"),
+    ("slice a.npy --label a --out set --samples 2 --stride 3", "not allowed with"),
     ("info a.npz", "holds 2 arrays"), ("view a.npy --mask none.npy", "no such mask"), ("view a.npy --mask text.npy", "text.npy: holds <U1, a mask is uint8"),
-    ("info a.npy --mask a.npy", "--mask a.npy: here it is what is written"), ("info a.dat --height 24 --width 32 --mask a.dat", "give it a name of its own that ends in .npy"),
+    ("info a.npy --mask a.npy", "--mask a.npy: here it is what is written"),
+    ("info a.dat --height 24 --width 32 --mask a.dat", "give it a name of its own that ends in .npy"),
     ("slice . --out . --frames 20", "--out .: samples would lie among the recordings")])
 def test_errors_are_one_line(recorded, capsys, words, says):
     before = Path("a.dat").read_bytes(), Path("a.npy").read_bytes(); np.save("text.npy", np.full((24, 32), "x"))

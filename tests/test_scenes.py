@@ -162,7 +162,8 @@ def test_other_settings_and_other_things_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [dict(classes=1), dict(classes=99), dict(domain="moon"), dict(test=-1), dict(height=0), dict(train_actors=0), dict(theta=0.),
-                                 dict(segments=241), dict(firing_rate=.7), dict(firing_rate=.001, domain="real"), dict(theta=20.), dict(theta=.2, firing_rate=.7)])
+                                 dict(segments=241), dict(firing_rate=.7), dict(firing_rate=.001, domain="real"), dict(theta=20.),
+                                 dict(theta=.2, firing_rate=.7)])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))): SpikeActions(**bad)
 

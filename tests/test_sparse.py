@@ -26,7 +26,8 @@ def added(monkeypatch): # how often spikes were added
     return calls
 
 
-@pytest.mark.parametrize("size", [(3, 61, 16, 32, 40), (1, 61, 32, 7, 5), (2, 5, 1, 1, 1), (5, 64, 3, 1, 9), (2, 1, 8, 6, 1), (20, 9, 4, 3, 4), (2, 7, 8, 65, 6), (3, 5, 4, 64, 5), (1, 61, 8, 100, 7)])
+@pytest.mark.parametrize("size", [(3, 61, 16, 32, 40), (1, 61, 32, 7, 5), (2, 5, 1, 1, 1), (5, 64, 3, 1, 9), (2, 1, 8, 6, 1), (20, 9, 4, 3, 4),
+                                  (2, 7, 8, 65, 6), (3, 5, 4, 64, 5), (1, 61, 8, 100, 7)])
 def test_it_is_the_convolution(size, added):
     spikes, weight, bias, slope = case(*size)
     out = conv_spikes(spikes, weight, bias)
@@ -57,7 +58,8 @@ def test_bfloat16_is_rounded_once():
     with torch.autocast("cpu", torch.bfloat16): out = conv_spikes(spikes, weight, bias)
     assert out.dtype == torch.bfloat16 and torch.equal(out, conv_spikes(spikes, weight, bias).bfloat16())
     half = slope.bfloat16()
-    for a, b in zip(torch.autograd.grad(out, (weight, bias), half), torch.autograd.grad(conv_spikes(spikes, weight, bias), (weight, bias), half.float())): assert torch.equal(a, b)
+    for a, b in zip(torch.autograd.grad(out, (weight, bias), half), torch.autograd.grad(conv_spikes(spikes, weight, bias), (weight, bias), half.float())):
+        assert torch.equal(a, b)
 
 
 def test_threads_change_nothing():

@@ -92,9 +92,11 @@ def test_starting_from_a_model_keeps_its_words(data, tmp_path):
     first = fit(once, data, tmp_path/"a", progress=False, device="cpu")
     second = SPKLIP.from_pretrained(fit(once, data, tmp_path/"b", start=first, progress=False, device="cpu"))
     assert second.text.tokenizer.get_vocab() == SPKLIP.from_pretrained(first).text.tokenizer.get_vocab()
-    with pytest.raises(ValueError, match="other sizes than the preset: its hsfe.filters is 2, not 8; ") as raised: fit(preset_of("laptop"), data, tmp_path/"c", start=first, progress=False)
+    with pytest.raises(ValueError, match="other sizes than the preset: its hsfe.filters is 2, not 8; ") as raised:
+        fit(preset_of("laptop"), data, tmp_path/"c", start=first, progress=False)
     assert "branches" not in str(raised.value)                      # which is the same
-    with pytest.raises(ValueError, match="the preset: its text.layers is 2, not 3$"): train.new_model(replace(TINY.model, text=replace(TINY.model.text, layers=3)), None, first)
+    with pytest.raises(ValueError, match="the preset: its text.layers is 2, not 3$"):
+        train.new_model(replace(TINY.model, text=replace(TINY.model.text, layers=3)), None, first)
     hsfe = replace(TINY.model.hsfe, exposures=False) # how weights start is no size
     fit(replace(once, model=replace(TINY.model, hsfe=hsfe)), data, tmp_path/"d", start=first, progress=False, device="cpu")
 
@@ -249,7 +251,8 @@ def test_a_folder_belongs_to_one_run(data, tmp_path):
     otherwise = replace(once, train=replace(once.train, workers=2, frugal=True)) # how, not what
     assert fit(once, data, tmp_path/"run", progress=False, device="cpu") == fit(otherwise, data, tmp_path/"run", progress=False, device="cpu") == model
     twice = replace(once, train=replace(once.train, epochs=2))
-    with pytest.raises(ValueError, match="of another run: its preset.train.epochs is 1, not 2; seed is 0, not 7"): fit(twice, data, tmp_path/"run", seed=7, progress=False)
+    with pytest.raises(ValueError, match="of another run: its preset.train.epochs is 1, not 2; seed is 0, not 7"):
+        fit(twice, data, tmp_path/"run", seed=7, progress=False)
     other = generate(replace(TINY.scenes, seed=1), tmp_path/"other", progress=False)
     with pytest.raises(ValueError, match="its data is"): fit(once, other, tmp_path/"run", progress=False, device="cpu")
 
@@ -289,7 +292,8 @@ def test_a_run_that_nobody_watches_looks_once_and_learns_the_same(data, tmp_path
 
 
 def test_two_do_not_train_in_one_folder(data, tmp_path):
-    with runs.locked(tmp_path/".training", ""), pytest.raises(ValueError, match="another process trains here"): fit(TINY, data, tmp_path, progress=False, device="cpu")
+    with runs.locked(tmp_path/".training", ""), pytest.raises(ValueError, match="another process trains here"):
+        fit(TINY, data, tmp_path, progress=False, device="cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -300,7 +304,8 @@ def test_a_gpu_that_is_not_there_is_said(data, tmp_path):
 def test_clips_of_another_size_are_not_read_as_those(data, tmp_path):
     turned = copy_of(data, tmp_path/"turned", {"height": lambda r: r["width"], "width": lambda r: r["height"]})
     folder = fit(replace(TINY, train=replace(TINY.train, epochs=1)), data, tmp_path/"run", progress=False, device="cpu")
-    with pytest.raises(ValueError, match="turned: clips of 40 x 32, the model reads 32 x 40"): evaluate(SPKLIP.from_pretrained(folder), SpikeDataset(turned, "test"))
+    with pytest.raises(ValueError, match="turned: clips of 40 x 32, the model reads 32 x 40"):
+        evaluate(SPKLIP.from_pretrained(folder), SpikeDataset(turned, "test"))
     started = train.new_model(replace(TINY.model, height=40, width=32), SpikeDataset(turned, "train"), folder)
     assert (started.config.height, started.config.width) == (40, 32) and started.encode_video(SpikeDataset(turned)[0]["packed"][None]).isfinite().all()
 
@@ -308,7 +313,8 @@ def test_clips_of_another_size_are_not_read_as_those(data, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path, monkeypatch):
     losses = iter([1., float("nan")])
     monkeypatch.setattr(train, "train_epoch", lambda *_: next(losses))
-    with pytest.raises(ValueError, match="loss of epoch 2 is nan; a rate below lr=0.001"): fit(replace(TINY, train=replace(TINY.train, epochs=3)), data, tmp_path/"run", progress=False, device="cpu")
+    with pytest.raises(ValueError, match="loss of epoch 2 is nan; a rate below lr=0.001"):
+        fit(replace(TINY, train=replace(TINY.train, epochs=3)), data, tmp_path/"run", progress=False, device="cpu")
     assert len(list((tmp_path/"run").glob("epoch-*"))) == 1 and not (tmp_path/"run"/"model").exists()
 
 
@@ -319,7 +325,8 @@ def test_weights_that_are_no_numbers_stop_the_run(data, tmp_path, monkeypatch):
         if epoch[0] == 2: next(model.parameters()).data.fill_(math.inf)
         return 1.
     monkeypatch.setattr(train, "train_epoch", spoilt)
-    with pytest.raises(ValueError, match="epoch 2 leaves weights that are no numbers"): fit(replace(TINY, train=replace(TINY.train, epochs=2)), data, tmp_path/"run", progress=False, device="cpu")
+    with pytest.raises(ValueError, match="epoch 2 leaves weights that are no numbers"):
+        fit(replace(TINY, train=replace(TINY.train, epochs=2)), data, tmp_path/"run", progress=False, device="cpu")
     assert [e.name for e in (tmp_path/"run").glob("epoch-*")] == ["epoch-001"]
 
 
@@ -350,7 +357,8 @@ def test_a_baseline_starts_from_one_of_its_sensor(data, tmp_path):
 
 def test_thresholds_are_for_spikes(tmp_path):
     video = generate_video(TINY.scenes, tmp_path/"video")
-    with pytest.raises(ValueError, match="thresholds=2 is for spikes"): fit(replace(TINY, train=replace(TINY.train, thresholds=2)), video, tmp_path/"run", progress=False, device="cpu")
+    with pytest.raises(ValueError, match="thresholds=2 is for spikes"):
+        fit(replace(TINY, train=replace(TINY.train, thresholds=2)), video, tmp_path/"run", progress=False, device="cpu")
 
 
 def test_a_start_is_known_by_all_of_its_files(data, tmp_path):
@@ -369,7 +377,8 @@ def test_schedules_that_never_fall():
 
 
 def test_classes_told_apart_by_a_side_are_not_mirrored(data, tmp_path, monkeypatch, capsys):
-    turned, seen = copy_of(data, tmp_path/"turned", {"prompt": lambda r: f"a person turns {['left', 'right'][r['label'] == SpikeDataset(data).classes[0]]}"}), []
+    sided = lambda r: f"a person turns {['left', 'right'][r['label'] == SpikeDataset(data).classes[0]]}"
+    turned, seen = copy_of(data, tmp_path/"turned", {"prompt": sided}), []
     monkeypatch.setattr(train, "train_epoch", lambda model, optimizer, loader, config, *more: seen.append(config.flip) or 0.)
     once = replace(TINY, train=replace(TINY.train, epochs=1, batch_size=8))
     for clips, name in ((data, "a"), (turned, "b")): fit(once, clips, tmp_path/name, device="cpu")
@@ -401,7 +410,8 @@ def test_presets_keep_every_part_on():
     for name in ("laptop", "gpu", "paper"):
         model = preset_of(name).model
         assert model.hsfe.masks and model.hsfe.attention and model.hsfe.n_blocks == 5 and model.star_net.temporal_layers >= 1 and model.text.layers >= 2
-    assert preset_of("paper").train.lr == 2e-5 and preset_of("paper").train.batch_size == 8 and preset_of("paper").train.epochs == 30 and preset_of("paper").train.targets == "diagonal"
+    paper = preset_of("paper").train
+    assert paper.lr == 2e-5 and paper.batch_size == 8 and paper.epochs == 30 and paper.targets == "diagonal"
 
 
 def test_frugal_and_compiled(tmp_path, monkeypatch):

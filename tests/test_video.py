@@ -23,7 +23,8 @@ def film(path, frames, fps=25, codec="mpeg4", aspect=1, turn=0):
         container.mux(stream.encode())
     return path
 
-def clip(video, name, **more): return VideoClip(**dict(video=video, name=name, label="roll", prompt="a disc rolls", caption="a disc rolls", group=name, split="train", source=name) | more)
+def clip(video, name, **more):
+    return VideoClip(**dict(video=video, name=name, label="roll", prompt="a disc rolls", caption="a disc rolls", group=name, split="train", source=name) | more)
 def light(height, width, n=30): return np.round(resample(images(n), height, width)).astype(np.uint8)
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
@@ -72,7 +73,8 @@ def test_what_declares_seconds_and_no_frames_is_whole_or_named(tmp_path, frames)
 def remuxed(path, out, seconds=0., skip=0.):
     "The same pictures, with sound of some seconds beside them, or with those before some second hidden by an edit list."
     with av.open(str(path)) as source, av.open(str(out), "w", options={"avoid_negative_ts": "disabled"}) as container:
-        stream, sound = container.add_stream_from_template(source.streams.video[0]), container.add_stream("pcm_s16le", rate=8000, layout="mono") if seconds else None
+        stream, sound = container.add_stream_from_template(source.streams.video[0]), container.add_stream("pcm_s16le", rate=8000,
+            layout="mono") if seconds else None
         for packet in source.demux(video=0):
             if packet.dts is None: continue
             shift = round(skip/packet.time_base)
@@ -136,7 +138,8 @@ def test_silhouettes_and_lists_of_another_form_are_named(tmp_path):
         np.savez(tmp_path/"s.npz", **{key: np.zeros((2, 3240), np.uint8)})
         with pytest.raises(StreamError, match=f"s.npz: holds '{key}', expected actor_action"): weizmann(tmp_path/"s.npz")
     (tmp_path/"mapping_table_23.txt").write_text("0 Jump\n1 Pour\n"); (tmp_path/"validate.txt").write_text("0 0 a.mp4\n")
-    for line, says in (("0 1", "line 2 is '0 1', expected index class path"), ("0 1 b.mp4", "class 1 of b.mp4 is Pour in"), ("0 7 b.mp4", "class 7 of b.mp4 is none in")):
+    for line, says in (("0 1", "line 2 is '0 1', expected index class path"), ("0 1 b.mp4", "class 1 of b.mp4 is Pour in"),
+                       ("0 7 b.mp4", "class 7 of b.mp4 is none in")):
         (tmp_path/"train.txt").write_text(f"0 0 a.mp4\n{line}\n")
         with pytest.raises(StreamError, match=f"train.txt: {says}"): arid(tmp_path)
 

@@ -140,7 +140,8 @@ def _holds(row, clip, how, folder):
 def _refuse_others(folder):
     "Raises `StreamError` where a folder holds what was drawn or cut, and not converted."
     rows = read_metadata(folder) if (folder/METADATA).exists() else []
-    other = next((re.split(r" \S+=", r["made_by"])[0] for r in rows if not r["made_by"].startswith(_MADE_BY)), "SpikeActions" if (folder/"settings.json").exists() else "")
+    other = next((re.split(r" \S+=", r["made_by"])[0] for r in rows if not r["made_by"].startswith(_MADE_BY)),
+                 "SpikeActions" if (folder/"settings.json").exists() else "")
     if other: raise StreamError(f"{folder}: holds what {other} made, no converted videos; choose an empty or a new folder")
 
 def _settle(clips, how, folder):
@@ -200,7 +201,8 @@ def workers(
         try: import dask.config; from dask.distributed import Client
         except ImportError: raise ImportError('the dask backend needs two more packages: pip install "spklip[dask]"') from None
         own = dict(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
-        with dask.config.set({"distributed.scheduler.allowed-failures": 0}), Client(scheduler) if scheduler else Client(**own) as client: yield partial(_on_dask, client)
+        with dask.config.set({"distributed.scheduler.allowed-failures": 0}), Client(scheduler) if scheduler else Client(**own) as client:
+            yield partial(_on_dask, client)
 
 # %% ../../nbs/data/05_conversion.ipynb #e0f9db41
 TURN = ".turn" # the name of the run that may write a folder
@@ -286,7 +288,8 @@ def convert(
     folder, failed, start = Path(folder).absolute(), {}, time.monotonic()
     named, clips = {}, [c if callable(c.video) else replace(c, video=Path(c.video).absolute()) for c in clips] # a worker may stand elsewhere
     for c in clips:
-        if other := named.get(key := c.name.casefold()): raise ValueError(f"two clips share the name {c.name!r}: {other.source} and {c.source}") # to some disks case is nothing
+        # to some disks case is nothing
+        if other := named.get(key := c.name.casefold()): raise ValueError(f"two clips share the name {c.name!r}: {other.source} and {c.source}")
         named[key] = c
     interpolator(how.interpolate, "cpu" if scheduler else how.device)  # what is missing is said now, not once a clip
     _refuse_others(folder)
@@ -405,14 +408,17 @@ def with_prompts(
     clips:list[VideoClip],  # of any source
     path,                   # a CSV file: class, sentence; "Brush hair", "brush_hair" and "BrushHair" are one class
 ) -> list[VideoClip]:       # the same, with those sentences as prompts and captions
-    "Put a sentence in the place of each class name. Raises `StreamError` for a class that has none, or two, for a line of other than two fields, and for a file that is not UTF-8."
+    """Put a sentence in the place of each class name.
+
+    Raises `StreamError` for a class that has none, or two, for a line of other than two fields, and for a file that is not UTF-8."""
     plain, said = lambda name: re.sub(r"[\W_]+", "", name.casefold()), {}
     try: text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as e: raise StreamError(f"{path}: not UTF-8 at byte {e.start:,}") from None
     try: lines = [line for line in reader(StringIO(text, newline=""), strict=True) if line]
     except CSVError as e: raise StreamError(f"{path}: no CSV ({e})") from None
     for line in lines:
-        if len(line) != 2: raise StreamError(f"{path}: {len(line)} fields in {','.join(line)!r}, expected a class and its sentence, in quotes where it has a comma")
+        if len(line) != 2:
+            raise StreamError(f"{path}: {len(line)} fields in {','.join(line)!r}, expected a class and its sentence, in quotes where it has a comma")
         if said.setdefault(plain(line[0]), line[1].strip()) != line[1].strip(): raise StreamError(f"{path}: two sentences for {line[0]}")
     if lacking := sorted({c.label for c in clips if not said.get(plain(c.label))}): raise StreamError(f"{path}: no sentence for {', '.join(lacking)}")
     return [replace(c, prompt=said[plain(c.label)], caption=said[plain(c.label)]) for c in clips]

@@ -72,7 +72,8 @@ def read_metadata(
     "Read and validate `metadata.jsonl`; a bad line is named with its number."
     path, rows, seen = Path(folder)/METADATA, [], {}
     try: lines = path.read_text(encoding="utf8").split("\n") # and not at what else Unicode counts as the end of a line
-    except (OSError, UnicodeDecodeError) as e: raise StreamError(f"{path}: {getattr(e, 'strerror', None) or 'not text'}; a data set is a folder with this file") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise StreamError(f"{path}: {getattr(e, 'strerror', None) or 'not text'}; a data set is a folder with this file") from None
     for number, line in enumerate(lines if lines[-1] else lines[:-1], 1):
         try: row = json.loads(line)
         except json.JSONDecodeError as e: raise StreamError(f"{path}: line {number} is not JSON ({e.msg} at column {e.colno})") from None
@@ -167,7 +168,9 @@ class SpikeDataset(Dataset):
         self.rows = [r for r in rows if split in (None, r["split"])]
         if not self.rows: raise StreamError(f"{self.folder/METADATA}: no clips of split {split!r}, it has {', '.join(sorted({r['split'] for r in rows}))}")
         sizes = {(r["height"], r["width"]): r["file"] for r in self.rows[::-1]}
-        if len(sizes) > 1: raise StreamError(f"{self.folder}: clips of several sizes cannot share a batch: " + ", ".join(f"{h} x {w} ({f})" for (h, w), f in sorted(sizes.items())))
+        if len(sizes) > 1:
+            raise StreamError(f"{self.folder}: clips of several sizes cannot share a batch: "
+                              + ", ".join(f"{h} x {w} ({f})" for (h, w), f in sorted(sizes.items())))
         (self.height, self.width), = sizes
         if bad := [p for r in self.rows if (p := self._problem(r, segments*frames_per_segment))]:
             raise StreamError(bad[0] + (f" (and {len(bad)-1} more)" if len(bad) > 1 else ""))

@@ -29,7 +29,9 @@ def exposures(
     index:int,           # of the clip
     frames:int,          # of video, F
 ) -> np.ndarray:         # spike frames of the recording during which each is exposed, [F,50]
-    "One frame from the middle of each of F equal shares of the recording, as a spike clip's segments are. Raises ValueError where spike frames are fewer than video's."
+    """One frame from the middle of each of F equal shares of the recording, as a spike clip's segments are.
+
+    Raises ValueError where spike frames are fewer than video's."""
     if config.rate_hz < FRAME_HZ: raise ValueError(f"rate_hz={config.rate_hz}: at least {FRAME_HZ:g}, the rate of the video")
     each = round(config.rate_hz/FRAME_HZ)
     return clip_index(take(config, index).frames//each, frames, 1)[:, None]*each + np.arange(each)

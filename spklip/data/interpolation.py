@@ -183,7 +183,8 @@ def interpolator(
     if method not in METHODS: raise ValueError(f"interpolation is {method!r}: there are {', '.join(METHODS)}")
     if method == "blend": return blend
     if method == "flow": needed("cv2", FLOW)
-    if method == "rife" and torch.device(device).type == "cuda" and not torch.cuda.is_available(): raise ValueError(f"device is {str(device)!r}, and there is no GPU")
+    if method == "rife" and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, and there is no GPU")
     return partial(each_pair, flow if method == "flow" else rife(str(device)))
 
 # %% ../../nbs/data/04_interpolation.ipynb #2bf4f032

@@ -32,7 +32,8 @@ from ..files import atomic, files_below, half_written, look_of
 def _as_said(known, where):
     "Size, rate and order of rows as a file gives them, whole floats as int. Raises `StreamError` that names place and value."
     known = dict(known)
-    for name, words in (("height", "a whole number above 0"), ("width", "a whole number above 0"), ("rate_hz", "a number above 0"), ("flip_rows", "true or false")):
+    for name, words in (("height", "a whole number above 0"), ("width", "a whole number above 0"), ("rate_hz", "a number above 0"),
+                        ("flip_rows", "true or false")):
         if (value := known.get(name)) is None: continue
         if name == "flip_rows": right = isinstance(value, (bool, int, float)) and value in (0, 1)
         else: right = type(value) in (int, float) and 0 < value < float("inf") and (name == "rate_hz" or value == int(value))
@@ -69,7 +70,8 @@ def _map_npy(f, path):
         if kind.hasobject: raise StreamError(f"{path}: holds pickled objects, expected spikes [T,H,W] or packed uint8 [T,bytes]")
         return np.memmap(f, kind, "r", offset=f.tell(), shape=shape, order="F" if fortran else "C")
     except StreamError: raise
-    except (ValueError, KeyError, OSError) as e: raise StreamError(f"{path}: {Path(path).stat().st_size:,} bytes, not a whole array ({' '.join(str(e).split())})") from None
+    except (ValueError, KeyError, OSError) as e:
+        raise StreamError(f"{path}: {Path(path).stat().st_size:,} bytes, not a whole array ({' '.join(str(e).split())})") from None
 
 def _npz(path, key):
     "The recording in an `.npz`, memory-mapped, and the numbers beside it."
@@ -80,7 +82,9 @@ def _npz(path, key):
             beside = _as_said({n: np.lib.format.read_array(member, allow_pickle=False).item() for n, member in beside.items()}, path)
             key = key or next((n for n in ("spikes", "packed") if n in names), None)
             if key is None and len(rest := [n for n in names if n not in beside]) == 1: key = rest[0]
-            if key not in names: raise StreamError(f"{path}: holds {len(names)} arrays ({', '.join(names[:4])}{' ...'*(len(names) > 4)}); give the key of one of them" + (f", {key!r} is none" if key else ""))
+            if key not in names:
+                raise StreamError(f"{path}: holds {len(names)} arrays ({', '.join(names[:4])}{' ...'*(len(names) > 4)}); give the key of one of them"
+                                  + (f", {key!r} is none" if key else ""))
             member = z.getinfo(f"{key}.npy")
             if member.compress_type == zipfile.ZIP_STORED:
                 f.seek(member.header_offset + 26)  # two lengths end a local header, name and extra field follow
@@ -88,7 +92,8 @@ def _npz(path, key):
                 return _map_npy(f, path), beside
             with tempfile.TemporaryFile() as unpacked, z.open(member) as source:
                 try: shutil.copyfileobj(source, unpacked, 2**24)
-                except OSError as e: raise StreamError(f"{path}: {e.strerror} in {tempfile.gettempdir()}, where it is unpacked; TMPDIR may name another place") from None
+                except OSError as e:
+                    raise StreamError(f"{path}: {e.strerror} in {tempfile.gettempdir()}, where it is unpacked; TMPDIR may name another place") from None
                 unpacked.seek(0)
                 return _map_npy(unpacked, path), beside
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as e:
@@ -152,7 +157,8 @@ def _of_array(path, array, height, width):
     if array.ndim == 3 and array.dtype.kind in "buif" and array.size:
         if (height or array.shape[1], width or array.shape[2]) != array.shape[1:]: raise StreamError(f"{said}, expected [T, {height}, {width}]")
         return _Packing(array, path), *array.shape[1:]
-    if array.ndim != 2 or array.dtype != np.uint8 or not array.size: raise StreamError(f"{said}, expected spikes [T,H,W] or packed uint8 [T,bytes], one frame or more")
+    if array.ndim != 2 or array.dtype != np.uint8 or not array.size:
+        raise StreamError(f"{said}, expected spikes [T,H,W] or packed uint8 [T,bytes], one frame or more")
     if not (height and width):
         fits = [f"{h} x {w}" for h, w, _ in sizes_that_fit(array.shape[1])]
         raise StreamError(f"{said}; packed frames need --height and --width" + (f"; they fit {' or '.join(fits)}" if fits else ""))
@@ -196,8 +202,10 @@ def row_order(
     rate = recording.spikes(max(0, middle - 30), min(len(recording), middle + 31)).mean(0)
     if np.shape(image) == rate.shape and np.ptp(image) and np.ptp(rate): # what is flat correlates with nothing
         down, up = (float(np.corrcoef(a.ravel(), np.ravel(image))[0, 1]) for a in (rate, rate[::-1]))
-        return f"{'bottom-up, give --flip-rows' if up > down else 'top-down'}: the image beside it correlates {max(up, down):.2f} that way, {min(up, down):.2f} the other"
-    return "not in the bits, read as top-down; " + ("cameras write bottom-up: compare with --flip-rows" if recording.path.suffix == ".dat" else "compare with --flip-rows")
+        way = "bottom-up, give --flip-rows" if up > down else "top-down"
+        return f"{way}: the image beside it correlates {max(up, down):.2f} that way, {min(up, down):.2f} the other"
+    return "not in the bits, read as top-down; " + ("cameras write bottom-up: compare with --flip-rows" if recording.path.suffix == ".dat"
+                                                    else "compare with --flip-rows")
 
 # %% ../../nbs/data/06_recordings.ipynb #bea46fec
 def count_spikes(
@@ -346,6 +354,7 @@ def health(
     counts = parts.sum(0)
     return Health(int(frames.sum()), float(activity.sum()/counts.size/frames.sum()), counts, activity, bad_pixels(parts, frames, k))
 
+# %% ../../nbs/data/06_recordings.ipynb #f1c34caf
 def save_mask(
     path,                 # an .npy file
     kinds:np.ndarray,     # uint8 [H,W], upright
@@ -363,7 +372,8 @@ def load_mask(
     if not Path(path).is_file(): raise StreamError(f"{path}: no such mask")
     with open(path, "rb") as f: kinds = np.array(_map_npy(f, path))
     if kinds.dtype != np.uint8: raise StreamError(f"{path}: holds {kinds.dtype}, a mask is uint8 as `info --mask` writes it")
-    if kinds.shape != (recording.height, recording.width): raise StreamError(f"{path}: a mask of {list(kinds.shape)}, {recording.path} is {recording.height} x {recording.width}")
+    if kinds.shape != (recording.height, recording.width):
+        raise StreamError(f"{path}: a mask of {list(kinds.shape)}, {recording.path} is {recording.height} x {recording.width}")
     return kinds[::-1] if recording.flip_rows else kinds
 
 # %% ../../nbs/data/06_recordings.ipynb #a51b70c3
@@ -450,19 +460,23 @@ def read_list(
     "The recordings of a list; a bad line is named with its number."
     path, sources = Path(path), []
     try: text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e: raise StreamError(f"{path}: {getattr(e, 'strerror', None) or 'not text'}, expected a list of recordings") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise StreamError(f"{path}: {getattr(e, 'strerror', None) or 'not text'}, expected a list of recordings") from None
     number, listed = 0, path.suffix.lower() == ".csv"
     try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")) if listed else filter(str.strip, text.split("\n")), 1): # others of Unicode's line ends may stand in a caption
+        # others of Unicode's line ends may stand in a caption
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")) if listed else filter(str.strip, text.split("\n")), 1):
             row = row if listed else json.loads(row)
             row = {k: _typed(k, v) for k, v in row.items() if v not in ("", None)}
             own = str(Path(row["file"]).with_suffix(""))
             sources.append(Source(**given | dict(group=own, name=own) | row | dict(file=path.parent/row["file"])))
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
-        raise StreamError(f"{path}: recording {max(number, 1)} is not one ({type(e).__name__}: {e}); it needs file and label, and may have {', '.join(_TYPES)}, name, group, prompt, caption, split, key") from None
+        raise StreamError(f"{path}: recording {max(number, 1)} is not one ({type(e).__name__}: {e}); it needs file and label, and may have "
+                          f"{', '.join(_TYPES)}, name, group, prompt, caption, split, key") from None
     if not sources: raise StreamError(f"{path}: lists no recordings")
     return sources
 
+# %% ../../nbs/data/06_recordings.ipynb #c1f46954
 def folder_sources(
     folder,          # class/recording, or class/person/recording
     **given,         # for all: height, width, flip_rows ...
@@ -474,7 +488,8 @@ def folder_sources(
     files = [f for f in below if f.suffix.lower() in (".dat", ".npy", ".npz") and len(f.parts) > 1 and sets.isdisjoint(f.parents)]
     if not files: raise StreamError(f"{folder}: no recordings in folders named after classes")
     own = [str(f.with_suffix("")) for f in files]
-    return [Source(folder/f, **{"label": f.parts[0], "group": f.parts[1] if len(f.parts) > 2 else name} | given | {"name": name}) for f, name in zip(files, own)]
+    return [Source(folder/f, **{"label": f.parts[0], "group": f.parts[1] if len(f.parts) > 2 else name} | given | {"name": name})
+            for f, name in zip(files, own)]
 
 # %% ../../nbs/data/06_recordings.ipynb #5accb20a
 def _shares(sources, per_class):
@@ -504,20 +519,25 @@ def _samples(source, cut, count):
     stop = len(recording) if source.stop is None else source.stop
     if not 0 <= source.start < stop <= len(recording): raise StreamError(f"{source.file}: {len(recording):,} frames, asked for {source.start:,} to {stop:,}")
     height, width = cut.height or recording.height, cut.width or recording.width
-    if height > recording.height or width > recording.width: raise StreamError(f"{source.file}: {recording.height} x {recording.width}, a crop of {height} x {width} does not fit")
+    if height > recording.height or width > recording.width:
+        raise StreamError(f"{source.file}: {recording.height} x {recording.width}, a crop of {height} x {width} does not fit")
     try: starts = sample_starts(stop - source.start, cut, count)
     except StreamError as e: raise StreamError(f"{source.file}: {e}") from None
     prompt, mark = source.prompt or f"a video of {source.label.replace('_', ' ')}", _mark(source, recording, cut)
-    common = dict(height=height, width=width, frames=cut.frames, rate_hz=float(source.rate_hz or recording.rate_hz or 20000), flip_rows=False, label=source.label,
+    common = dict(height=height, width=width, frames=cut.frames, rate_hz=float(source.rate_hz or recording.rate_hz or 20000), flip_rows=False,
+                  label=source.label,
                   prompt=prompt, caption=source.caption or prompt, group=_group(source), split=source.split, source=source.file.name)
-    return [dict(file=f"{_stem(source)}_{s:06d}.dat", **common, start=s, made_by=f"{mark} start={s} frames={cut.frames}") for s in (source.start + at for at in starts)]
+    return [dict(file=f"{_stem(source)}_{s:06d}.dat", **common, start=s, made_by=f"{mark} start={s} frames={cut.frames}")
+            for s in (source.start + at for at in starts)]
 
 # %% ../../nbs/data/06_recordings.ipynb #321a9102
 def _absent(sources, plan, counts):
-    "What stands for the recordings that cannot be read now when splits are drawn, so that the others' do not change once they can: as many samples as they will have, or as others have."
+    """What stands for the recordings that cannot be read now when splits are drawn, so that the others' do not change once they can:
+    as many samples as they will have, or as others have."""
     others = sorted(len(part) for part in plan if part)
     usual = others[len(others)//2] if others else 1
-    return [dict(file=f"{s.file} {i}", label=s.label, group=_group(s)) for s, part, n in zip(sources, plan, counts) if not part for i in range(usual if n is None else n)]
+    return [dict(file=f"{s.file} {i}", label=s.label, group=_group(s)) for s, part, n in zip(sources, plan, counts) if not part
+            for i in range(usual if n is None else n)]
 
 def plan_samples(
     sources:list[Source],   # the recordings
@@ -535,7 +555,8 @@ def plan_samples(
     rows = [row for part in plan for row in part]
     seen = {}
     for row, source in ((row, s) for part, s in zip(plan, sources) for row in part):
-        if (other := seen.setdefault(row["file"], source)) is not source: raise StreamError(f"{source.file}: its samples would have the names of {other.file}'s ({row['file']}); give one of them a name")
+        if (other := seen.setdefault(row["file"], source)) is not source:
+            raise StreamError(f"{source.file}: its samples would have the names of {other.file}'s ({row['file']}); give one of them a name")
     if bare := [s for s in sources if not s.split]:
         if len(bare) < len(sources): raise StreamError(f"{bare[0].file}: has no split, though {len(sources) - len(bare):,} other recordings have")
         split = {r["file"]: r["split"] for r in assign_splits(rows + _absent(sources, plan, counts), validation, test, seed=seed)}
@@ -556,7 +577,8 @@ def _done(folder, rows, lost):
     wanted = {row["file"]: row for row in rows}
     there = {r["file"]: r for r in read_unused(folder) + (read_metadata(folder) if (folder/METADATA).exists() else [])}
     if other := [file for file in there if file not in wanted and file.rsplit("_", 1)[0] not in lost]:
-        raise StreamError(f"{folder}: holds {len(other):,} samples that this would not make ({other[0]}); give all recordings of a data set in one command, or another --out")
+        raise StreamError(f"{folder}: holds {len(other):,} samples that this would not make ({other[0]}); give all recordings of a data set in one "
+                          "command, or another --out")
     def whole(r):
         try: return r["made_by"] == wanted[r["file"]]["made_by"] and count_frames(folder/r["file"], r["height"], r["width"]) == r["frames"]
         except StreamError: return False

@@ -131,7 +131,8 @@ def actor(
     lower = upper if rng.random() < .4 else (rng.uniform(0, .15) if dark else rng.uniform(.52, .7))
     body = dict(height=rng.uniform(.9, 1.0), girth=girth, shin=.24*legs, thigh=.24*legs, trunk=.29/legs**.5,
                 arm=.165*rng.uniform(.94, 1.08), forearm=.165*rng.uniform(.94, 1.08), shoulders=.095*girth**.5, hips=.05*girth**.5,
-                dark=dark, upper=upper, lower=lower, skin=rng.uniform(.12, .18) if dark else rng.uniform(.5, .6), hair=rng.uniform(0, .06) if dark else rng.uniform(.2, .9))
+                dark=dark, upper=upper, lower=lower, skin=rng.uniform(.12, .18) if dark else rng.uniform(.5, .6),
+                hair=rng.uniform(0, .06) if dark else rng.uniform(.2, .9))
     return body | (dress(rng, config.domain) if config.rich else dict(thing=.12 if dark else .8))
 
 def dress(rng, domain) -> dict:
@@ -252,7 +253,8 @@ def enrich(config, shot): # -> Take
     wall, light = pick(.26, .32), 1 + (shot.light - 1)*.67
     shot = replace(shot, amplitude=1 + (shot.amplitude - .99)*1.7, size=shot.size*pick(.84, 1.02), wall_light=wall, floor_light=wall*pick(.75, 1.15),
                    wall_contrast=pick(.02, .09), wall_scale=pick(.1, .34), light=light, other=other, faults=pick(.25, .35), ground=2. if close else shot.ground,
-                   yaw=shot.yaw - .7*shift if other else shot.yaw, decor=DECOR[rng.integers(len(DECOR) - 1 if close else len(DECOR))], decor_x=pick(.1, .22)*(1 if rng.random() < .5 else -1))
+                   yaw=shot.yaw - .7*shift if other else shot.yaw, decor=DECOR[rng.integers(len(DECOR) - 1 if close else len(DECOR))],
+                   decor_x=pick(.1, .22)*(1 if rng.random() < .5 else -1))
     if config.domain == "sim": return shot
     wall = pick(.42, .5) if shot.body["dark"] else pick(.12, .16)
     return replace(shot, pan=0., shake=0., noise=0., faults=0., wall=("plain", "banded", "shaded")[rng.integers(3)],
@@ -347,7 +349,8 @@ def framing(config, shot): # -> scale, x and y of the actor's origin; all in fra
 # %% ../../nbs/data/02_scenes.ipynb #3f0fab71
 def decor(shot, aspect): # -> list of (from, to: x and y in frame heights, radius, shade)
     "What stands behind: one of four things, at the left or at the right."
-    x, y, shade = (shot.decor_x if shot.decor_x > 0 else aspect + shot.decor_x), min(shot.ground, 1.1) - .1, shot.wall_light*(1.7 if shot.decor == "lamp" else .4)
+    x, y, shade = (shot.decor_x if shot.decor_x > 0 else aspect + shot.decor_x), min(shot.ground,
+        1.1) - .1, shot.wall_light*(1.7 if shot.decor == "lamp" else .4)
     return dict(post=[((x, -.2), (x, y), .035, shade)], lamp=[((x, .16), (x, .16), .075, shade), ((x, .2), (x, y), .012, shade)],
                 bench=[((x - .1, y - .16), (x + .1, y - .16), .025, shade), *(((x + leg, y - .16), (x + leg, y), .015, shade) for leg in (-.08, .08))],
                 shelf=[((x - .12, h), (x + .12, h), .025, shade) for h in (.15, .32)]).get(shot.decor, [])
@@ -392,7 +395,8 @@ def background(
     s, soft = shot.wall_scale, 1/(config.height*shot.wall_scale)
     one_x, one_y = np.ones_like(x), np.ones_like(y)
     across, down = dict(plain=(0*one_x, one_y), striped=(wave_of(x/s, soft), one_y), banded=(one_x, wave_of(y/s, soft)),
-                        chequered=(wave_of(.5*x/s, soft/2), wave_of(.5*y/s, soft/2)), shaded=(2*(x - shot.phase)/x.shape[1]*config.height - 1, one_y))[shot.wall]
+                        chequered=(wave_of(.5*x/s, soft/2), wave_of(.5*y/s, soft/2)),
+                        shaded=(2*(x - shot.phase)/x.shape[1]*config.height - 1, one_y))[shot.wall]
     floor = np.clip((y - shot.ground + .12)*config.height + .5, 0, 1)
     tiles = wave_of(x/shot.floor_scale, 1/(config.height*shot.floor_scale))
     rows = np.stack([shot.wall_light*(1 - floor) + shot.floor_light*floor, shot.wall_contrast*down*(1 - floor), shot.floor_contrast*floor], -1)
@@ -427,7 +431,8 @@ def together(piles): # of several clips -> one for all their frames; what a clip
     most = max(shade.shape[1] for _, _, shade in piles)
     fill = lambda a, axis, value: np.pad(a, [(0, most - a.shape[axis] if i == axis else 0) for i in range(a.ndim)], constant_values=value)
     ends, radius, shade = zip(*piles)
-    return np.concatenate([fill(e, 2, -99.) for e in ends], 1), np.concatenate([fill(r, 1, .7) for r in radius]), np.concatenate([fill(s, 1, 0.) for s in shade])
+    return np.concatenate([fill(e, 2, -99.) for e in ends], 1), np.concatenate([fill(r, 1, .7) for r in radius]), np.concatenate([fill(s, 1, 0.)
+        for s in shade])
 
 # %% ../../nbs/data/02_scenes.ipynb #e90f431e
 def paint(
@@ -633,7 +638,8 @@ def traits(
                 contrast="" if shot.wall in ("plain", "shaded") else far(shot.wall_contrast/shot.wall_light, .12, .24, "faint", "bold"),
                 pattern="" if shot.wall in ("plain", "shaded") else far(shot.wall_scale, .17, .27, "fine", "coarse"),
                 behind=shot.decor, side="left" if shot.decor_x > 0 else "right", light=far(shot.light, .9, 1.1, "dim", "bright"),
-                camera=far(shot.pan, -.12, .12, "left", "right") or ("still" if abs(shot.pan) < .03 and shot.shake < .004 else "shaky" if shot.shake > .009 else ""))
+                camera=far(shot.pan, -.12, .12, "left", "right") or ("still" if abs(shot.pan) < .03 and shot.shake < .004 else "shaky"
+                    if shot.shake > .009 else ""))
     if shot.other: seen["other"] = "dark" if shot.other["dark"] else "light"
     return {name: value for name, value in seen.items() if value}
 
@@ -648,7 +654,8 @@ WORDS = dict(
     spot=dict(left=("on the left of the picture", "in the left half"), right=("on the right of the picture", "in the right half")),
     distance=dict(far=("some way off", "at a distance"), near=("close to the camera", "near the camera")),
     light=dict(dim=("in dim light", "in a dim scene"), bright=("in bright light", "under bright light")),
-    camera=dict(left=("while the camera pans left", "as the camera turns to the left"), right=("while the camera pans right", "as the camera turns to the right"),
+    camera=dict(left=("while the camera pans left", "as the camera turns to the left"),
+                right=("while the camera pans right", "as the camera turns to the right"),
                 still=("filmed by a camera that stands still", "in a steady shot"), shaky=("filmed by an unsteady camera", "in a shaky shot")))
 
 # %% ../../nbs/data/02_scenes.ipynb #95c626d5
@@ -717,7 +724,8 @@ def claim(config, folder, **more): # more settings
         if found == settings: return
         changed = ", ".join(f"{k} {found.get(k)} -> {settings.get(k)}" for k in settings | found if found.get(k) != settings.get(k) and k != "made_by")
         raise StreamError(f"{folder}: holds SpikeActions of other settings ({changed or 'an older drawing'}); delete it or choose another folder")
-    if folder.exists() and (not folder.is_dir() or any(not p.match(HALF_WRITTEN) for p in folder.iterdir())): # one who was stopped, or is about to, left no more
+    # one who was stopped, or is about to, left no more
+    if folder.exists() and (not folder.is_dir() or any(not p.match(HALF_WRITTEN) for p in folder.iterdir())):
         raise StreamError(f"{folder}: holds something that is not SpikeActions; choose an empty or a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(mark) as part: part.write_text(json.dumps(settings, indent=1))
@@ -760,6 +768,7 @@ def fill(config, folder, tell, write, progress=False, device="cpu"): # tell(conf
         done += n
         if progress and (done//100 > (done - n)//100 or done == len(todo)):
             rate = done/(time.perf_counter() - began)
-            print(f"\rSpikeActions: {len(rows) - len(todo) + done:,} of {len(rows):,} clips, {rate:.0f} a second, {(len(todo) - done)/rate:.0f} s left ", end="", flush=True)
+            print(f"\rSpikeActions: {len(rows) - len(todo) + done:,} of {len(rows):,} clips, {rate:.0f} a second, "
+                  f"{(len(todo) - done)/rate:.0f} s left ", end="", flush=True)
     if progress: print()
     write_metadata(folder, rows)

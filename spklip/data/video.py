@@ -237,9 +237,11 @@ def weizmann(
     "The Weizmann actions, whole and with unseen actors in the test."
     try:
         with np.load(npz) as z: keys = sorted(z.files)
-    except (ValueError, TypeError, EOFError, BadZipFile) as e: raise StreamError(f"{npz}: no .npz of silhouettes, or a broken one ({type(e).__name__})") from None
+    except (ValueError, TypeError, EOFError, BadZipFile) as e:
+        raise StreamError(f"{npz}: no .npz of silhouettes, or a broken one ({type(e).__name__})") from None
     rows = [dict(file=k, group=k.partition("_")[0], label=re.sub(r"(?<=run|kip|alk)\d$", "", k.partition("_")[2])) for k in keys]
-    if strange := [r["file"] for r in rows if r["label"] not in WEIZMANN]: raise StreamError(f"{npz}: holds {strange[0]!r}, expected actor_action, with an action of {', '.join(WEIZMANN)}")
+    if strange := [r["file"] for r in rows if r["label"] not in WEIZMANN]:
+        raise StreamError(f"{npz}: holds {strange[0]!r}, expected actor_action, with an action of {', '.join(WEIZMANN)}")
     return [VideoClip(partial(silhouette_view, npz=str(npz), key=r["file"], copy=i, seconds=seconds, seed=seed), f"{r['file']}_{i}", r["label"],
                       WEIZMANN[r["label"]], WEIZMANN[r["label"]], r["group"], r["split"], "Weizmann", 25.0)
             for r in assign_splits(rows, validation=1/9, test=1/3, seed=seed) for i in range(copies if r["split"] == "train" else held_copies)]
@@ -277,7 +279,8 @@ def video_view(
     return np.round(255*np.clip(light*level/max(light.mean(), 1e-3), 0, 1)).astype(np.uint8)
 
 # %% ../../nbs/data/03_video.ipynb #43660312
-ARID = dict(Jump="a person jumps", Run="a person runs", Sit="a person sits down", Stand="a person stands up", Turn="a person turns around", Walk="a person walks")
+ARID = dict(Jump="a person jumps", Run="a person runs", Sit="a person sits down", Stand="a person stands up", Turn="a person turns around",
+            Walk="a person walks")
 
 def list_fields(
     path,      # a list, a video or a class a line
@@ -295,7 +298,8 @@ def _arid_rows(folder, name):
     "The clips of a list."
     names, listed = dict(list_fields(folder/"mapping_table_23.txt", "class", "name")), list_fields(folder/f"{name}.txt", "index", "class", "path")
     if odd := [line for line in listed if names.get(line[1]) not in ARID]:
-        raise StreamError(f"{folder/name}.txt: class {odd[0][1]} of {odd[0][2]} is {names.get(odd[0][1], 'none')} in mapping_table_23.txt, expected one of {', '.join(ARID)}")
+        raise StreamError(f"{folder/name}.txt: class {odd[0][1]} of {odd[0][2]} is {names.get(odd[0][1], 'none')} in mapping_table_23.txt, expected "
+                          f"one of {', '.join(ARID)}")
     return [dict(file=f"{name}/{path}", label=names[number]) for _, number, path in listed]
 
 # %% ../../nbs/data/03_video.ipynb #72d25f60

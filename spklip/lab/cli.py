@@ -29,7 +29,8 @@ def beside(path:Path): # the picture of the same scene that lies beside a record
     from PIL import Image
     if not path.with_suffix(".png").is_file(): return None
     try:
-        with Image.open(path.with_suffix(".png")) as image: return None if image.info.get("Software") == "spklip view" else np.asarray(image.convert("L"), np.float32)
+        with Image.open(path.with_suffix(".png")) as image:
+            return None if image.info.get("Software") == "spklip view" else np.asarray(image.convert("L"), np.float32)
     except (OSError, SyntaxError, Image.DecompressionBombError): return None # no image: no evidence either
 
 def info(args) -> None:
@@ -38,7 +39,8 @@ def info(args) -> None:
     from spklip.files import expect_to_write
     stream = recording(args)
     if args.mask:
-        if Path(args.mask).suffix != ".npy" or Path(args.mask).exists() and stream.path.samefile(args.mask): raise ValueError(f"--mask {args.mask}: here it is what is written; give it a name of its own that ends in .npy")
+        if Path(args.mask).suffix != ".npy" or Path(args.mask).exists() and stream.path.samefile(args.mask):
+            raise ValueError(f"--mask {args.mask}: here it is what is written; give it a name of its own that ends in .npy")
         expect_to_write(args.mask)
     found, pixels, rate = health(stream), stream.height*stream.width, args.rate or stream.rate_hz
     seconds = f"{len(stream)/rate*1000:.1f} ms at {rate:,.0f} frames a second" if rate else "not known (give --rate, frames a second)"
@@ -99,7 +101,8 @@ def view(args) -> None:
     stream = recording(args)
     out = Path(args.out or f"{stream.path.stem}-{args.what}.png")
     (frame, chosen), bad = moments_of(args, out, stream), mask_for(args.mask, stream)
-    make = {"spikes": lambda x, t: x[t].copy(), "tfp": lambda x, t: tfp(x, t, window=args.window), "tfi": lambda x, t: tfi(x, t, max_window=args.window)}[args.what]
+    make = {"spikes": lambda x, t: x[t].copy(), "tfp": lambda x, t: tfp(x, t, window=args.window),
+            "tfi": lambda x, t: tfi(x, t, max_window=args.window)}[args.what]
     around = 0 if args.what == "spikes" else args.window
     def moment(t): # reads the frames around t alone: a recording may be larger than memory
         first = max(0, t - around)
@@ -109,7 +112,8 @@ def view(args) -> None:
     if args.scale > 1: images = [i.resize((i.width*args.scale, i.height*args.scale), Image.Resampling.NEAREST) for i in images]
     made_by = PngImagePlugin.PngInfo(); made_by.add_text("Software", "spklip view")
     each = 10*round(100/(args.fps or 20)) # milliseconds; the format counts in hundredths of a second
-    with atomic(out) as part: images[0].save(part, **dict(pnginfo=made_by) if frame is not None else dict(save_all=True, append_images=images[1:], duration=each, loop=0))
+    with atomic(out) as part:
+        images[0].save(part, **dict(pnginfo=made_by) if frame is not None else dict(save_all=True, append_images=images[1:], duration=each, loop=0))
     print(f"{out}: {args.what}, " + (f"frame {frame}" if frame is not None else f"{len(images)} frames of {len(stream)}, {1000/each:.3g} a second"))
 
 # %% ../../nbs/lab/04_cli.ipynb #ecba3791
@@ -172,7 +176,9 @@ KINDS = {"hmdb51": 50, "ucf101": 10, "folder": 10} # spike frames a video frame 
 def listed(
     args:argparse.Namespace, # what, videos, splits, split, label, prompt, out
 ) -> list:                   # VideoClip
-    "The clips of HMDB51 or UCF101 by an official split; listed videos that are not there are counted, and named in missing.txt. Raises StreamError when none is."
+    """The clips of HMDB51 or UCF101 by an official split; listed videos that are not there are counted, and named in missing.txt.
+
+    Raises StreamError when none is."""
     from spklip.data import conversion
     from spklip.data.streams import StreamError
     from spklip.files import atomic
@@ -182,7 +188,8 @@ def listed(
     if args.label or args.prompt: raise ValueError(f"{kind}: --label and --prompt are for videos of your own; --prompts for sentences of all classes")
     clips, missing = getattr(conversion, kind)(args.videos, args.splits, int(split))
     if not clips: raise StreamError(f"{args.videos}: none of the {len(missing):,} listed videos of {kind} is here")
-    print(f"{len(clips):,} of {len(clips) + len(missing):,} listed videos are here" + (f"; not {missing[0]} (and {len(missing) - 1:,} more: {args.out}/missing.txt)" if missing else ""))
+    print(f"{len(clips):,} of {len(clips) + len(missing):,} listed videos are here"
+          + (f"; not {missing[0]} (and {len(missing) - 1:,} more: {args.out}/missing.txt)" if missing else ""))
     Path(args.out).mkdir(parents=True, exist_ok=True)
     with atomic(Path(args.out)/"missing.txt") as part: part.write_text("".join(name + "\n" for name in missing))
     return clips
@@ -230,11 +237,13 @@ Exit code: 0 all clips are made; 1 some could not be, see failed.jsonl; 2 nothin
     from spklip.data.conversion import Encoding, convert
     from spklip.data.datasets import read_metadata, summary
     from spklip.data.streams import StreamError
-    if args.device != "cpu" and args.interpolate != "rife": raise ValueError(f"--device {args.device}: for --interpolate rife, {args.interpolate} computes on the CPU")
+    if args.device != "cpu" and args.interpolate != "rife":
+        raise ValueError(f"--device {args.device}: for --interpolate rife, {args.interpolate} computes on the CPU")
     clips, out, factor = clips_of(args), Path(args.out), args.factor or KINDS.get(args.what[0], 10)
     others = {r["file"] for r in read_metadata(out)} - {f"{c.name}.dat" for c in clips} if (out/"metadata.jsonl").exists() and not args.splits else ()
     if others: raise StreamError(f"{out}: holds {len(others)} other recordings; give all videos of a data set in one command, or another --out")
-    how = Encoding(height=args.height or 240, width=args.width or 320, factor=factor, theta=args.theta, frames=args.frames, fit=args.fit, interpolate=args.interpolate, device=args.device)
+    how = Encoding(height=args.height or 240, width=args.width or 320, factor=factor, theta=args.theta, frames=args.frames, fit=args.fit,
+                   interpolate=args.interpolate, device=args.device)
     code = told(convert(clips, out, how, jobs=min(args.jobs or cpu_count(), len(clips)), backend=args.backend, scheduler=args.scheduler), len(clips), out)
     print(summary(out).to_string())
     return code
@@ -246,7 +255,8 @@ def sources_of(
     "Which recordings a command line names. Raises StreamError when their class is not known."
     from spklip.data.recordings import Source, folder_sources, read_list
     from spklip.data.streams import StreamError
-    given = dict(label=args.label, prompt=args.prompt, group=args.group, split=args.split, height=args.height, width=args.width, rate_hz=args.rate, key=args.key)
+    given = dict(label=args.label, prompt=args.prompt, group=args.group, split=args.split, height=args.height, width=args.width, rate_hz=args.rate,
+                 key=args.key)
     given = {k: v for k, v in given.items() if v} | ({"flip_rows": True} if args.flip_rows else {})
     found, paths = [], [Path(f) for f in args.files]
     files = [p for p in paths if not p.is_dir() and p.suffix.lower() not in (".csv", ".jsonl")]
@@ -263,7 +273,8 @@ def slice_(args) -> int: # exit code
     from spklip.data.recordings import Cut, slice_recordings
     height, width = args.crop
     cut = Cut(args.frames, args.stride, args.samples, args.per_class, height, width, args.mask or "")
-    if Path(args.out).is_dir() and any(Path(f).is_dir() and Path(f).samefile(args.out) for f in args.files): raise ValueError(f"--out {args.out}: samples would lie among the recordings; name another folder")
+    if Path(args.out).is_dir() and any(Path(f).is_dir() and Path(f).samefile(args.out) for f in args.files):
+        raise ValueError(f"--out {args.out}: samples would lie among the recordings; name another folder")
     sources = sources_of(args)
     code = told(slice_recordings(sources, args.out, cut), len(sources), args.out, "recordings")
     check(args.out)
@@ -344,7 +355,8 @@ def follow(args, model, stream, labels:list) -> None: # Recording, sentences
     say = lambda frame: f"{frame/rate:10.3f} s" if rate else f"frame {frame:10,}"
     windows = -(-(len(stream) - window)//(args.hop or max(1, window//2))) + 1
     try:
-        for start, found in tqdm(classify_stream(model, stream, labels, window, args.hop), total=windows, unit=" windows", leave=False, disable=not sys.stderr.isatty()):
+        for start, found in tqdm(classify_stream(model, stream, labels, window, args.hop), total=windows, unit=" windows", leave=False,
+                                 disable=not sys.stderr.isatty()):
             rows.append((start, *(round(p, 4) for p in found.tolist())))
             best = int(found.argmax())
             if best != answer: answer = best; print(f"{say(start)}  {found[best]:6.1%}  {labels[best]}", flush=True)
@@ -415,7 +427,8 @@ def save_sheet(path, query, clips, numbers, scores) -> None:
     shown = []
     for place, (i, score) in enumerate(zip(numbers, scores), 1):
         packed, r = clips[i]["packed"], clips.rows[i]
-        shown.append((tfp(unpack(packed, clips.height, clips.width), len(packed)//2).numpy(), f"{place}: {r['label']}, {score:.2f}", "tab:green" if r["caption"] == query else None))
+        shown.append((tfp(unpack(packed, clips.height, clips.width), len(packed)//2).numpy(), f"{place}: {r['label']}, {score:.2f}",
+                      "tab:green" if r["caption"] == query else None))
     rows = [(query if first == 0 else " ", *zip(*shown[first:first + 6])) for first in range(0, len(shown), 6)]
     with atomic(path) as part: figures.sheet(rows).savefig(part, dpi=160, metadata={"Software": None})
     print(f"sheet: {path}")
@@ -430,7 +443,9 @@ def on_own_data(args) -> tuple: # the main notebook's parameters, what is added 
     values, name = {"start": at(model_at(args.start))} if args.start else {}, args.name or ""
     if args.data:
         from spklip.data.datasets import read_metadata
-        try: folders, name = [args.data.format(seed=seed) for seed in range(args.seeds or 1)], name or Path(args.data.format(seed="")).absolute().name.strip("-_")
+        try:
+            folders, name = [args.data.format(seed=seed) for seed in range(args.seeds
+                or 1)], name or Path(args.data.format(seed="")).absolute().name.strip("-_")
         except (KeyError, IndexError, ValueError): raise ValueError(f"--data {args.data}: {{seed}} is the only thing in braces that is known") from None
         for folder in folders: read_metadata(folder) # now, not in the notebook's fifth cell
         values["data"] = at(args.data)
@@ -438,7 +453,8 @@ def on_own_data(args) -> tuple: # the main notebook's parameters, what is added 
 
 # %% ../../nbs/lab/04_cli.ipynb #d809f45f
 def reproduce(args) -> None:
-    "spklip reproduce: every table and figure, notebook by notebook in order of need; or those of --only; or the main notebook on --data. What was computed before is not computed again."
+    """spklip reproduce: every table and figure, notebook by notebook in order of need; or those of --only; or the main notebook on --data.
+    What was computed before is not computed again."""
     from spklip.lab.reproduce import Step, by_hand, chosen, numbered, run_steps, whole
     values, (own, name) = {"preset": args.preset} | ({"seeds": args.seeds} if args.seeds else {}), on_own_data(args)
     if args.only is not None and (own or name): raise ValueError("--data, --start and --name are the main notebook's: leave out --only")
@@ -446,8 +462,10 @@ def reproduce(args) -> None:
     values |= by_hand(args.set, some or numbered())
     steps = [Step(notebook, values | own, name) for notebook in some] or whole(values)
     for s in (s.parameters() for s in steps if s.notebook.stem == "04_train"):
-        if (s.get("data") or s.get("start")) and not s.get("name"): raise ValueError("--data and --start make other results than the main ones: give them a --name")
-    if args.seeds and not any("seeds" in s.parameters() for s in steps): raise ValueError(f"--seeds {args.seeds}: for notebooks that train; of {', '.join(s.name for s in steps)} none has seeds")
+        if (s.get("data") or s.get("start")) and not s.get("name"):
+            raise ValueError("--data and --start make other results than the main ones: give them a --name")
+    if args.seeds and not any("seeds" in s.parameters() for s in steps):
+        raise ValueError(f"--seeds {args.seeds}: for notebooks that train; of {', '.join(s.name for s in steps)} none has seeds")
     run_steps(steps, args.preset)
 
 
@@ -519,7 +537,8 @@ def how_read(parser) -> None:
 # %% ../../nbs/lab/04_cli.ipynb #c398285e
 def of_mask(parser, does) -> None:
     "Which pixels are bad."
-    parser.add_argument("--mask", nargs="?", const="estimate", metavar="FILE.npy", help=f"{does}; told from the recording, or as `info --mask FILE.npy` wrote them")
+    parser.add_argument("--mask", nargs="?", const="estimate", metavar="FILE.npy",
+                        help=f"{does}; told from the recording, or as `info --mask FILE.npy` wrote them")
 
 def crop(
     text:str, # what was typed
@@ -581,7 +600,8 @@ def converting(commands) -> None:
     "convert."
     p = add(commands, convert, "spklip convert hmdb51 --videos hmdb51 --splits testTrainMulti_7030_splits --out data/hmdb51-s --jobs 8")
     p.add_argument("what", nargs="+", metavar="WHAT", help="hmdb51, ucf101 or folder, with --videos; or videos, or one folder of them")
-    p.add_argument("--videos", metavar="FOLDER", help="where the videos of hmdb51, ucf101 or folder are, at any depth: .avi, .mp4, .mkv, .mov, .webm, .mpg and others")
+    p.add_argument("--videos", metavar="FOLDER", help="where the videos of hmdb51, ucf101 or folder are, at any depth: .avi, .mp4, .mkv, .mov, "
+                                                      ".webm, .mpg and others")
     p.add_argument("--splits", metavar="FOLDER", help="the official lists of hmdb51 or ucf101")
     p.add_argument("--split", choices=("1", "2", "3", "train", "validation", "test"),
                    help="official split of hmdb51 and ucf101 (1); of all others (videos: train; a folder: 60/15/25 by source video)")
@@ -589,7 +609,8 @@ def converting(commands) -> None:
     p.add_argument("--prompts", metavar="FILE", help="a sentence a class instead of its name: lines of class,sentence")
     p.add_argument("--label", help="class of all, instead of what the names say")
     p.add_argument("--prompt", help="the class of all as a sentence")
-    p.add_argument("--interpolate", choices=("blend", "flow", "rife"), default="flow", help="what makes the frames between two: a blend, optical flow (default) or a network")
+    p.add_argument("--interpolate", choices=("blend", "flow", "rife"), default="flow",
+                   help="what makes the frames between two: a blend, optical flow (default) or a network")
     p.add_argument("--factor", type=count, help="spike frames a video frame (hmdb51: 50, others: 10)")
     p.add_argument("--theta", type=float, default=5.0, help="threshold, intensity x frames (5.0)")
     p.add_argument("--frames", choices=("clip", "all"), default="clip", help="keep the 250 frames that a model reads, or all (clip)")
@@ -598,14 +619,16 @@ def converting(commands) -> None:
     p.add_argument("--fit", choices=("crop", "pad"), default="crop", help="videos of another aspect are cropped or padded, never stretched (crop)")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where rife works: cpu, cuda (cpu)")
     p.add_argument("--jobs", type=count, metavar="N", help="processes (one a core)")
-    p.add_argument("--backend", choices=("loky", "dask", "sequential"), default="loky", help="a pool of this machine's processes, a dask cluster, or one process (loky)")
+    p.add_argument("--backend", choices=("loky", "dask", "sequential"), default="loky",
+                   help="a pool of this machine's processes, a dask cluster, or one process (loky)")
     p.add_argument("--scheduler", metavar="ADDRESS", help="of a dask cluster that exists, such as tcp://host:8786; its workers see the same folders")
 
 # %% ../../nbs/lab/04_cli.ipynb #a1b7df3c
 def slicing(commands) -> None:
     "slice."
     p = add(commands, slice_, "spklip slice recordings --per-class 96 --height 250 --width 416 --flip-rows --out data/real")
-    p.add_argument("files", nargs="+", metavar="FILE", help="recordings of one class, a folder (class/FILE or class/person/FILE), or a list: .csv or .jsonl with file, label and, if wanted, group, prompt ...")
+    p.add_argument("files", nargs="+", metavar="FILE", help="recordings of one class, a folder (class/FILE or class/person/FILE), or a list: .csv "
+                                                            "or .jsonl with file, label and, if wanted, group, prompt ...")
     p.add_argument("--out", required=True, metavar="FOLDER", help="the data set")
     p.add_argument("--label", help="class of the recordings; of a list's, where its line names none")
     p.add_argument("--prompt", help="the class as a sentence (a video of LABEL)")
@@ -623,7 +646,8 @@ def slicing(commands) -> None:
 # %% ../../nbs/lab/04_cli.ipynb #5ea4c005
 def finding(commands) -> None:
     "index, search."
-    for run, example in ((index, "spklip index data/actions --split test"), (search, 'spklip search "a person waves the left hand" data/actions --sheet found.png')):
+    for run, example in ((index, "spklip index data/actions --split test"),
+                         (search, 'spklip search "a person waves the left hand" data/actions --sheet found.png')):
         p = add(commands, run, example)
         if run is search: p.add_argument("sentence", metavar="SENTENCE", help="what a clip should show")
         p.add_argument("folder", metavar="FOLDER", help="a data set")
@@ -658,7 +682,8 @@ def asking(commands) -> None:
     p.add_argument("--out", metavar="FILE", help="probabilities of every window: a .csv, or a .png of them over time")
     p = add(commands, reproduce, "spklip reproduce --preset laptop --only 04_train --seeds 3")
     p.add_argument("--preset", choices=PRESETS, default="laptop", help="(laptop)")
-    p.add_argument("--only", metavar="NUMBERS", help="notebooks to run instead of all: 04_train is the main one, 05_fsve,06 are the spiking encoder and its energy")
+    p.add_argument("--only", metavar="NUMBERS", help="notebooks to run instead of all: 04_train is the main one, 05_fsve,06 are the spiking encoder "
+                                                     "and its energy")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter of the notebooks, such as scratch=3; can be repeated")
     p.add_argument("--seeds", type=count, metavar="N", help="train with seeds 0 to N-1 (each notebook's own)")
     p.add_argument("--data", metavar="FOLDER", help="a data set of your own instead of SpikeActions; {seed} in it stands for the seed")
@@ -693,7 +718,8 @@ def one_line(
         said = " ".join(f"{error.ename} {error.evalue}".split())
         return f"cell [{error.exec_count}] failed: {said}; the executed notebook, outputs/<preset>/notebooks, shows where"
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror: return f"{error.filename2 or error.filename}: {error.strerror.lower()}" if error.filename else error.strerror
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename2 or error.filename}: {error.strerror.lower()}" if error.filename else error.strerror
     return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
 # %% ../../nbs/lab/04_cli.ipynb #5f9346b7

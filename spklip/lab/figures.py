@@ -99,7 +99,8 @@ def embedding(
             if texts is None: continue
             axis.scatter(*flat_texts[k], s=60, marker="X", color=colours[k], edgecolor="black", linewidths=0.6)
             axis.annotate(label, flat_texts[k], (4, 4), textcoords="offset points", fontsize=6) # neighbouring hues cannot be told apart
-        axis.set(xticks=[], yticks=[], xlabel="1st principal direction", ylabel="2nd"); axis.legend(bbox_to_anchor=(1, 1), loc="upper left", markerscale=2, fontsize=7, ncols=1 + (len(labels) > 20))
+        axis.set(xticks=[], yticks=[], xlabel="1st principal direction", ylabel="2nd")
+        axis.legend(bbox_to_anchor=(1, 1), loc="upper left", markerscale=2, fontsize=7, ncols=1 + (len(labels) > 20))
     plt.close(figure)
     return figure
 

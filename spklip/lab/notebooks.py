@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['root', 'real_data', 'stored', 'tagged', 'parameters_of', 'check_parameters', 'run_notebook', 'in_one_breath',
-           'without_traces', 'notebooks', 'source', 'mixes_imports', 'problems', 'times', 'note_time', 'rerun',
-           'relinked', 'output_markdown', 'readme_of', 'contents', 'readme']
+           'without_traces', 'notebooks', 'source', 'mixes_imports', 'too_wide', 'problems', 'times', 'note_time',
+           'rerun', 'relinked', 'output_markdown', 'readme_of', 'contents', 'readme']
 
 # %% ../../nbs/lab/00_notebooks.ipynb #b84f4119
-import ast, json, base64, os, re, subprocess, sys, time
+import ast, json, base64, os, re, subprocess, sys, time, tokenize
+from io import StringIO
 from pathlib import Path
 import spklip
 
@@ -139,12 +140,21 @@ def mixes_imports(
     return kinds == {True, False}
 
 # %% ../../nbs/lab/00_notebooks.ipynb #caf22e2f
+def too_wide(
+    code:str,      # Python
+    width:int=160, # columns
+) -> list[str]:    # lines of it
+    "Lines longer than a screen is wide, but for text in triple quotes."
+    text = {n for t in tokenize.generate_tokens(StringIO(code + "\n").readline) if t.type == tokenize.STRING and '"""' in t.string[:6]
+            for n in range(t.start[0], t.end[0] + 1)}
+    return [line for n, line in enumerate(code.splitlines(), 1) if len(line) > width and n not in text]
+
 def problems(
     path:str|Path,     # a stored notebook
     limit:int=300_000, # largest file, bytes
     lines:int=45,      # longest exported cell, lines
 ) -> list[str]:        # what is wrong, in words; empty when nothing is
-    "Look a stored notebook over: size, parameters, imports, cell length, outputs, errors, folders of one machine."
+    "Look a stored notebook over: size, parameters, imports, length of cells, width of lines, outputs, errors, folders of one machine."
     notebook, found = stored(path), []
     code = [c for c in notebook.cells if c.cell_type == "code"]
     if (size := Path(path).stat().st_size) > limit: found.append(f"{size:,} bytes, more than {limit:,}")
@@ -153,7 +163,9 @@ def problems(
     for cell in code:
         first = cell.source.strip().splitlines()[0] if cell.source.strip() else "(empty cell)"
         if mixes_imports(cell): found.append(f"imports and other code in the cell `{first}`")
-        if "#| export" in cell.source and (n := len(cell.source.strip().splitlines())) > lines: found.append(f"{n} lines in an exported cell that starts `{source(cell).strip().splitlines()[0]}`")
+        if "#| export" in cell.source and (n := len(cell.source.strip().splitlines())) > lines:
+            found.append(f"{n} lines in an exported cell that starts `{source(cell).strip().splitlines()[0]}`")
+        found += [f"a line of {len(line)} columns: `{line.strip()[:40]}…`" for line in too_wide(source(cell))]
     outputs = [o for c in code for o in c.outputs]
     if not outputs: found.append("stored without outputs")
     found += [f"stored with an error: {o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]
@@ -237,7 +249,8 @@ def contents() -> str: # a markdown table, links relative to nbs/
         title, about = re.match(r"# (.+)\n+> (.+)", cells[0].source).groups()
         module = [m[1].replace(".", "/") for c in cells if (m := re.search(r"#\| default_exp (\S+)", c.source))]
         run = f"outputs/laptop/notebooks/{path.name}"
-        row = (f"[{name}]({link})", f"**{title}.** {about}", f"`spklip/{module[0]}.py`" if module else "", str(took.get(name, "")), f"[laptop](../{run})" if (root()/run).exists() else "")
+        row = (f"[{name}]({link})", f"**{title}.** {about}", f"`spklip/{module[0]}.py`" if module else "", str(took.get(name, "")),
+               f"[laptop](../{run})" if (root()/run).exists() else "")
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 

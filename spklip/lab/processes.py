@@ -72,7 +72,8 @@ def share_of(
     n:int,       # clips in the joined batch
 ) -> slice:      # those of this process
     "This process's part of a batch. Raises ValueError where there is no equal part for each."
-    if n % processes(): raise ValueError(f"a batch of {n} clips cannot be shared by {processes()} processes: the batch size has to be a multiple of their number")
+    if n % processes():
+        raise ValueError(f"a batch of {n} clips cannot be shared by {processes()} processes: the batch size has to be a multiple of their number")
     each = n//processes()
     return slice(process()*each, (process() + 1)*each)
 

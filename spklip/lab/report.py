@@ -33,16 +33,22 @@ class Part:
 
 PARTS = (
     Part("Figures 1, 2 and 3", "How SPKLIP, HSFE and the spiking encoder are built", "03_stcl", (), ("overview",),
-         note="Drawings, in which nothing is measured; below is what Figure 1 does to a clip. Their parts are built and looked at in `03_stcl` and `02_star_net` (Figure 1), `01_hsfe` (Figure 2) and `05_fsve` (Figure 3)."),
-    Part("Table 1", "Does it name actions, and better than models made for video?", "04_train", ("table1_spklip", "table1_spklip_weizmann", "table1_spklip_arid"),
+         note="Drawings, in which nothing is measured; below is what Figure 1 does to a clip. Their parts are built and looked at in `03_stcl` and "
+              "`02_star_net` (Figure 1), `01_hsfe` (Figure 2) and `05_fsve` (Figure 3)."),
+    Part("Table 1", "Does it name actions, and better than models made for video?", "04_train",
+         ("table1_spklip", "table1_spklip_weizmann", "table1_spklip_arid"),
          ("table1_spklip_confusion", "table1_spklip_curves")),
-    Part("Table 1, protocols", "What can 91.15, 86.43 and 99.75 mean?", "04_protocols", ("protocols", "protocols_moved", "protocols_chance", "protocols_text", "protocols_text_trained", "zero_shot"),
+    Part("Table 1, protocols", "What can 91.15, 86.43 and 99.75 mean?", "04_protocols",
+         ("protocols", "protocols_moved", "protocols_chance", "protocols_text", "protocols_text_trained", "zero_shot"),
          ("protocols", "protocols_names", "zero_shot"), words=("protocols", "protocols_text", "zero_shot")),
-    Part("Table 1 and A.3", "Adapted models, ordinary video, and what a sceptic would try first", "11_baselines", ("table1_baselines", "baselines_cost"), ("baselines",), words=("baselines",)),
+    Part("Table 1 and A.3", "Adapted models, ordinary video, and what a sceptic would try first", "11_baselines",
+         ("table1_baselines", "baselines_cost"), ("baselines",), words=("baselines",)),
     Part("Table 2", "What does channel slicing bring?", "09_ablations", ("table2_slicing",)),
     Part("Table 3", "How many sub-blocks?", "09_ablations", ("table3_sub_blocks",)),
-    Part("Table 4", "What do SA and STAR-Net bring, and is it more than noise?", "09_ablations", ("table4_parts", "ablations_judged"), ("ablations",), words=("ablations",)),
-    Part("Figure 4", "A few shots in a drawn stand-in for a real camera", "07_few_shot", ("figure4_few_shot", "few_shot_judged", "few_shot_beside", "few_shot_settings", "few_shot_people"),
+    Part("Table 4", "What do SA and STAR-Net bring, and is it more than noise?", "09_ablations", ("table4_parts", "ablations_judged"), ("ablations",),
+         words=("ablations",)),
+    Part("Figure 4", "A few shots in a drawn stand-in for a real camera", "07_few_shot",
+         ("figure4_few_shot", "few_shot_judged", "few_shot_beside", "few_shot_settings", "few_shot_people"),
          ("few_shot_curve", "few_shot_confusion", "few_shot_stream", "few_shot_reconstruction", "few_shot_pretraining"), words=("few_shot",)),
     Part("Figure A1 of A.2", "Spikes drawn, of video and of a camera", "07_few_shot", ("gap",), ("gap_statistics", "gap_maps")),
     Part("Figure 5", "What moves inside", "10_dynamics", ("figure5_dynamics",), ("dynamics_heatmaps",), words=("dynamics",)),
@@ -55,16 +61,20 @@ PARTS = (
 
 # %% ../../nbs/lab/06_report.ipynb #68d317da
 CAPTIONS = { # figure -> what it shows
-    "overview": "One clip of an unseen actor on its way through the trained model: sub-blocks (their means), HSFE's maps, a vector each, one embedding, and the sentences nearest to it.",
+    "overview": "One clip of an unseen actor on its way through the trained model: sub-blocks (their means), HSFE's maps, a vector each, one "
+                "embedding, and the sentences nearest to it.",
     "table1_spklip_confusion": "SpikeActions, unseen actors: per cent of each action's clips that were given which name, first seed.",
     "table1_spklip_curves": "Loss, validation accuracy and temperature over the epochs, a line a seed.",
     "protocols": "Top-1 of the same models under every protocol, a dot a seed; grey is chance.",
     "protocols_names": "Class names of UCF101 and HMDB51 as the released code's text path reads them: what comes after the token at which it stops is pale.",
     "zero_shot": "Actions left out of training, and those that were not, a dot a seed; grey is chance.",
     "baselines": "Top-1 of each model, mean and 95 % interval over seeds, after as many epochs (one row: four times as many); blue is ordinary video.",
-    "ablations": "By how much SPKLIP is ahead of itself without a part, or with another: paired by seed, with 95 % intervals, each by itself; red are those without zero.",
-    "few_shot_curve": "Top-1 on people who gave no shot, mean and standard deviation over draws of shots. The two remedies: a trunk that met several thresholds, and fresh norms.",
-    "few_shot_confusion": "Four classes that move most, and all thirty: share of each class's clips that were given which name, by the last two layers on the trunk that met several thresholds, with fresh norms.",
+    "ablations": "By how much SPKLIP is ahead of itself without a part, or with another: paired by seed, with 95 % intervals, each by itself; red "
+                 "are those without zero.",
+    "few_shot_curve": "Top-1 on people who gave no shot, mean and standard deviation over draws of shots. The two remedies: a trunk that met "
+                      "several thresholds, and fresh norms.",
+    "few_shot_confusion": "Four classes that move most, and all thirty: share of each class's clips that were given which name, by the last two "
+                          "layers on the trunk that met several thresholds, with fresh norms.",
     "few_shot_stream": "Spikes of a drawn clip in space and time: those with most others near them are coloured by time.",
     "few_shot_reconstruction": "One frame of that clip, and pictures that TFP and TFI make of it.",
     "few_shot_pretraining": "Validation accuracy while the trunks were pre-trained.",
@@ -77,7 +87,8 @@ CAPTIONS = { # figure -> what it shows
     "retrieval_words": "How often a clip is nearer to its own caption than to one with a single word changed; 50 % is chance.",
     "fsve_steps": "Top-1 of the encoders in spikes against the number of binary steps at test.",
     "fsve_firing": "Spikes of a neuron in a step, layer by layer, first seed; the peak is the gate at the end of SA.",
-    "energy_layers": "Energy of a clip, layer by layer, in spikes and without, at the field's prices for 32-bit floats, each word once; each panel has its own scale.",
+    "energy_layers": "Energy of a clip, layer by layer, in spikes and without, at the field's prices for 32-bit floats, each word once; each panel "
+                     "has its own scale.",
     "energy_accuracy": "Accuracy against energy of a clip, by the paper's prices and by the field's.",
     "energy_break_even": "Below which firing rate a spiking encoder costs less than the one it replaces, by price list and kind of memory access.",
     "interpolation": "Two frames, the one between them that was left out, and what each way of making it gives: a piece of each picture.",
@@ -85,7 +96,8 @@ CAPTIONS = { # figure -> what it shows
 
 # %% ../../nbs/lab/06_report.ipynb #terms0001
 MEANING = {"reproduced": "the same quantity on the paper's data, or on none, and it agrees", "contradicted": "the same, and it does not agree",
-           "needs data": "the paper's data or weights are not public, and nothing stands beside it", "ours": "a number of ours on data of ours: nothing follows from the difference"}
+           "needs data": "the paper's data or weights are not public, and nothing stands beside it",
+           "ours": "a number of ours on data of ours: nothing follows from the difference"}
 
 TERMS = """
 - **±**: the standard deviation over n seeds; in few shots n counts draws of shots, for each trunk was trained once.
@@ -140,7 +152,8 @@ def as_prose(
     "Its HTML; anything else stays as it is."
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(text.strip()), flags=re.S))
     blocks = [re.split(r"(?:^|\n)- ", b) for b in marked.split("\n\n")]
-    return "\n".join((f"<p>{first}</p>" if first.strip() else "") + (f"<ul>{''.join(f'<li>{i}</li>' for i in items)}</ul>" if items else "") for first, *items in blocks)
+    return "\n".join((f"<p>{first}</p>" if first.strip() else "") + (f"<ul>{''.join(f'<li>{i}</li>' for i in items)}</ul>" if items else "")
+                     for first, *items in blocks)
 
 def counts(
     frames:list, # tables of a part
@@ -176,13 +189,16 @@ def section(
     missing = [f for kind, names, ending in (("tables", part.tables, "csv"), ("figures", part.figures, "png"))
                for f in names if not (folder/kind/f"{f}.{ending}").exists()]
     if missing: html.append(f'<p class="missing">Not there: {", ".join(missing)}. Made by <code>{part.notebook}</code>.</p>')
-    line = f'<tr><td><a href="#{anchor}">{escape(part.where)}</a></td><td>{escape(part.asks)}</td><td>{counts(frames) if part.tables else "nothing measured"}</td><td>{part.notebook}</td></tr>'
+    line = (f'<tr><td><a href="#{anchor}">{escape(part.where)}</a></td><td>{escape(part.asks)}</td>'
+            f'<td>{counts(frames) if part.tables else "nothing measured"}</td><td>{part.notebook}</td></tr>')
     return "\n".join(html), line
 
 def made_by(folder:Path) -> str: # when, on what and in how long the notebooks ran
     kept, longest = (json.loads(path.read_text()) if (path := folder/name).exists() else {} for name in ("manifest.json", "reproduce.json"))
-    rows = [{"notebook": name, "seconds, last run": k["seconds"], "seconds, longest run": longest.get(name, ""), "seeds": len(k["seeds"]), "device": k["device"],
-             "cores": k["cpus"], "processor": k.get("processor", ""), "commit": (k["commit"] or "") + (" and changes" if k["modified"] else ""), "torch": k["packages"].get("torch", "")} for name, k in kept.items()]
+    rows = [{"notebook": name, "seconds, last run": k["seconds"], "seconds, longest run": longest.get(name, ""), "seeds": len(k["seeds"]),
+             "device": k["device"],
+             "cores": k["cpus"], "processor": k.get("processor", ""), "commit": (k["commit"] or "") + (" and changes" if k["modified"] else ""),
+             "torch": k["packages"].get("torch", "")} for name, k in kept.items()]
     if not rows: return "<p>No run has left a manifest.</p>"
     return ("<p>What was computed before is read from a cache: a last run may take seconds, and the longest is nearest to what a notebook costs. "
             "They ran at different commits, so a table may be older than the code.</p>" + as_html(pd.DataFrame(rows)))
@@ -198,7 +214,8 @@ def write_report(
     sections, lines = zip(*(section(p, folder) for p in parts))
     legend = "".join(f'<li><b class="{s.replace(" ", "-")}">{s}</b>: {MEANING[s]}</li>' for s in STATUSES)
     page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>SPKLIP, {preset}</title><style>{STYLE}</style>'
-            f'<h1>SPKLIP: tables and figures of the paper, and ours</h1><p>Preset <code>{preset}</code>. Every table and figure of the paper, beside what runs of this code gave.</p><ul>{legend}</ul>'
+            f'<h1>SPKLIP: tables and figures of the paper, and ours</h1><p>Preset <code>{preset}</code>. Every table and figure of the paper, '
+            f'beside what runs of this code gave.</p><ul>{legend}</ul>'
             f'<details><summary>Words of the tables</summary>{as_prose(TERMS)}</details>'
             f'<table><tr><th>in the paper</th><th>asks</th><th>rows</th><th>notebook</th></tr>{"".join(lines)}</table>' + "\n".join(sections)
             + f"<h2>Runs</h2>{made_by(folder)}</html>\n")

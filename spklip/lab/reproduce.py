@@ -51,7 +51,9 @@ def by_hand(
     pairs:list,     # "NAME=VALUE", VALUE a Python literal or plain text
     notebooks:list, # that are going to run
 ) -> dict:          # name -> value
-    "Parameters set on the command line. Raises ValueError for what is no pair, a name that none of the notebooks has, or a value of another kind; `preset` has an option of its own."
+    """Parameters set on the command line.
+
+    Raises ValueError for what is no pair, a name that none of the notebooks has, or a value of another kind; `preset` has an option of its own."""
     known, values = {name: default for p in notebooks for name, default in parameters_of(p).items() if name != "preset"}, {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -92,7 +94,8 @@ def left_over(
 ) -> float|None:   # seconds; None where no step is known
     "How long the rest will take."
     if not (to_come := [name for name in to_come if name in known]): return None
-    done = [name for name in took if took[name] > known.get(name, float("inf"))/10] # the others were read from the cache; some machines are five times as fast as others
+    # the others were read from the cache; some machines are five times as fast as others
+    done = [name for name in took if took[name] > known.get(name, float("inf"))/10]
     pace = sum(took[n] for n in done)/max(sum(known[n] for n in done), 1e-9) if done else 1.
     return pace*sum(known[name] for name in to_come)
 
@@ -108,7 +111,8 @@ def run_steps(
     for i, step in enumerate(steps):
         left, new = left_over(took, before, [s.name for s in steps[i:]]), sum(s.name not in before for s in steps[i:])
         print(f"[{i + 1}/{len(steps)}] {step.name}, " + ", ".join(f"{k} {v}" for k, v in step.parameters().items())
-              + f"; {(time.time() - began)/60:.0f} min so far" + (f", about {left/60:.0f} to go" + f" without {new} never timed"*(new > 0) if left is not None else ""), flush=True)
+              + f"; {(time.time() - began)/60:.0f} min so far" + (f", about {left/60:.0f} to go" + f" without {new} never timed"*(new > 0)
+                  if left is not None else ""), flush=True)
         copy = Path(step.name).name
         with locked(runs_folder()/f".{preset}-{copy}.lock", f"{step.name}: another process runs it", wait=True):
             start = time.time()

