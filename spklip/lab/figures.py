@@ -95,10 +95,11 @@ def embedding(
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
         for k, label in enumerate(labels):
-            axis.scatter(*flat[classes == k].T, s=9, color=colours[k], label=label, linewidths=0)
+            number = "" if texts is None else f"{k + 1} " # neighbouring hues cannot be told apart, and names would lie over each other
+            axis.scatter(*flat[classes == k].T, s=9, color=colours[k], label=number + label, linewidths=0)
             if texts is None: continue
-            axis.scatter(*flat_texts[k], s=60, marker="X", color=colours[k], edgecolor="black", linewidths=0.6)
-            axis.annotate(label, flat_texts[k], (4, 4), textcoords="offset points", fontsize=6) # neighbouring hues cannot be told apart
+            axis.scatter(*flat_texts[k], s=70, color=colours[k], edgecolor="black", linewidths=0.6, zorder=3)
+            axis.annotate(number.strip(), flat_texts[k], ha="center", va="center_baseline", fontsize=6, zorder=4)
         axis.set(xticks=[], yticks=[], xlabel="1st principal direction", ylabel="2nd")
         axis.legend(bbox_to_anchor=(1, 1), loc="upper left", markerscale=2, fontsize=7, ncols=1 + (len(labels) > 20))
     plt.close(figure)

@@ -7,7 +7,6 @@ __all__ = ['PARTS', 'CAPTIONS', 'MEANING', 'TERMS', 'MOST', 'STYLE', 'Part', 'ce
            'section', 'made_by', 'write_report']
 
 # %% ../../nbs/lab/06_report.ipynb #3b0e7143
-import json
 import re
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +16,7 @@ import pandas as pd
 
 from ..files import atomic
 from .notebooks import root
+from .runs import read_json
 from .tables import STATUSES, digits_of, plus_minus
 
 # %% ../../nbs/lab/06_report.ipynb #d6c4f6d4
@@ -194,7 +194,7 @@ def section(
     return "\n".join(html), line
 
 def made_by(folder:Path) -> str: # when, on what and in how long the notebooks ran
-    kept, longest = (json.loads(path.read_text()) if (path := folder/name).exists() else {} for name in ("manifest.json", "reproduce.json"))
+    kept, longest = (read_json(path) if (path := folder/name).exists() else {} for name in ("manifest.json", "reproduce.json"))
     rows = [{"notebook": name, "seconds, last run": k["seconds"], "seconds, longest run": longest.get(name, ""), "seeds": len(k["seeds"]),
              "device": k["device"],
              "cores": k["cpus"], "processor": k.get("processor", ""), "commit": (k["commit"] or "") + (" and changes" if k["modified"] else ""),

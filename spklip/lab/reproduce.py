@@ -6,14 +6,14 @@
 __all__ = ['REAL', 'Step', 'numbered', 'chosen', 'by_hand', 'whole', 'left_over', 'run_steps']
 
 # %% ../../nbs/lab/07_reproduce.ipynb #fbaea1e5
-import ast, json, time
+import ast, time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .notebooks import parameters_of, root, run_notebook
 from .report import write_report
-from .runs import locked, runs_folder, write_json
+from .runs import locked, read_json, runs_folder, write_json
 
 # %% ../../nbs/lab/07_reproduce.ipynb #ae0c99ac
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def run_steps(
     "Run notebooks one after another and say what is done and what is left; then the report. Raises papermill's error when a cell fails."
     out = root()/"outputs"/preset
     kept, took, began = out/"reproduce.json", {}, time.time()
-    read = lambda: json.loads(kept.read_text()) if kept.exists() else {}
+    read = lambda: read_json(kept) if kept.exists() else {}
     before = read()
     for i, step in enumerate(steps):
         left, new = left_over(took, before, [s.name for s in steps[i:]]), sum(s.name not in before for s in steps[i:])

@@ -34,7 +34,7 @@ def read_json(
 ) -> Any:
     "What JSON holds. Raises ValueError naming a file that holds none."
     try: return json.loads(path.read_text())
-    except ValueError as e: raise ValueError(f"{path} is no JSON ({e}); was it damaged? Without its folder the work is done anew") from None
+    except ValueError as e: raise ValueError(f"{path} is no JSON ({e}); was it damaged? Without it, or the folder of its run, the work is done anew") from None
 
 # %% ../../nbs/lab/01_runs.ipynb #d5fafb4f
 def plain(

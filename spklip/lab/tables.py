@@ -8,7 +8,7 @@ __all__ = ['STATUSES', 'T95', 'PACKAGES', 'verdict', 'row', 'student', 'differen
            'read_table']
 
 # %% ../../nbs/lab/02_tables.ipynb #c6b8b7d7
-import json, os, platform, re, subprocess
+import os, platform, re, subprocess
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite, isnan
 from pathlib import Path
@@ -18,7 +18,7 @@ from filelock import FileLock
 from ..files import atomic
 from .notebooks import root
 from .paper import Number
-from .runs import runs_folder, write_json
+from .runs import read_json, runs_folder, write_json
 
 # %% ../../nbs/lab/02_tables.ipynb #3437d92d
 STATUSES = ("reproduced", "contradicted", "needs data", "ours")
@@ -152,7 +152,7 @@ def add_entry(path:Path, name:str, entry:dict) -> None:
     "Put an entry into a JSON file of entries; of notebooks that run at once none loses its own."
     runs_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(runs_folder()/".manifest"):
-        kept = json.loads(path.read_text()) if path.exists() else {}
+        kept = read_json(path) if path.exists() else {}
         write_json(path, dict(sorted((kept | {name: entry}).items())))
 
 def processor() -> str:
