@@ -21,8 +21,8 @@ from spklip.lab import runs
 from spklip.lab.figures import confusion_counts
 from spklip.lab.runs import side_by_side
 from spklip.stcl import SPKLIP
-from spklip.train import (Evaluation, TrainConfig, augment, evaluate, fit, hold_out, learning_rate, mirrored, preset_of, spiking_presets, train_all,
-                          train_and_test)
+from spklip.train import (Evaluation, TrainConfig, as_printed, augment, evaluate, fit, hold_out, learning_rate, mirrored, preset_of, spiking_presets,
+                          study, train_all, train_and_test)
 
 SMOKE = preset_of("smoke")
 TINY = replace(SMOKE, name="tiny", scenes=SpikeActions(classes=2, train=32, validation=8, test=8, train_actors=4, validation_actors=2, test_actors=2))
@@ -412,6 +412,17 @@ def test_presets_keep_every_part_on():
         assert model.hsfe.masks and model.hsfe.attention and model.hsfe.n_blocks == 5 and model.star_net.temporal_layers >= 1 and model.text.layers >= 2
     paper = preset_of("paper").train
     assert paper.lr == 2e-5 and paper.batch_size == 8 and paper.epochs == 30 and paper.targets == "diagonal"
+
+
+def test_a_study_halves_everything_and_eq_6_can_be_as_printed():
+    whole, half = preset_of("laptop"), study(preset_of("laptop"))
+    for size in (lambda p: p.model.hsfe.filters, lambda p: p.model.star_net.width, lambda p: p.scenes.train, lambda p: p.train.epochs,
+                 lambda p: p.train.batch_size):
+        assert size(whole) == 2*size(half)
+    assert half.train.prompts == 1 and not half.train.watch and half.scenes.test == whole.scenes.test
+    assert study(preset_of("paper")) == preset_of("paper")
+    printed = as_printed(whole).train
+    assert (printed.targets, printed.prompts) == ("diagonal", 0) and printed.epochs == whole.train.epochs
 
 
 def test_frugal_and_compiled(tmp_path, monkeypatch):
