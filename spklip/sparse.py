@@ -147,8 +147,8 @@ def conv_spikes(
     Raises ValueError for more than 1 in a place."""
     kind = spikes.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    able = on_cpu(spikes) and weight.dtype == torch.float32 and dtype in (torch.float32,
-        torch.bfloat16) and spikes.shape[1] <= FRAMES and not torch.compiler.is_compiling()
+    able = (on_cpu(spikes) and weight.dtype == torch.float32 and dtype in (torch.float32, torch.bfloat16) and spikes.shape[1] <= FRAMES
+            and not torch.compiler.is_compiling())
     if able and (most := spikes.numpy().max(initial=0)) > 1: raise ValueError(f"spikes of {most} in a place and frame: 0 and 1 expected")
     if able and np.count_nonzero(spikes.numpy().view(bool)) < MANY*spikes.numel(): return AddTaps.apply(spikes.contiguous(), weight, bias, dtype)
     return conv3x3(spikes.contiguous(memory_format=torch.channels_last).to(dtype), weight, bias, exact=True)

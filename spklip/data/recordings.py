@@ -204,8 +204,8 @@ def row_order(
         down, up = (float(np.corrcoef(a.ravel(), np.ravel(image))[0, 1]) for a in (rate, rate[::-1]))
         way = "bottom-up, give --flip-rows" if up > down else "top-down"
         return f"{way}: the image beside it correlates {max(up, down):.2f} that way, {min(up, down):.2f} the other"
-    return "not in the bits, read as top-down; " + ("cameras write bottom-up: compare with --flip-rows" if recording.path.suffix == ".dat"
-                                                    else "compare with --flip-rows")
+    usual = "cameras write bottom-up: " if recording.path.suffix == ".dat" else ""
+    return f"not in the bits, read as top-down; {usual}compare with --flip-rows"
 
 # %% ../../nbs/data/06_recordings.ipynb #bea46fec
 def count_spikes(

@@ -638,8 +638,8 @@ def traits(
                 contrast="" if shot.wall in ("plain", "shaded") else far(shot.wall_contrast/shot.wall_light, .12, .24, "faint", "bold"),
                 pattern="" if shot.wall in ("plain", "shaded") else far(shot.wall_scale, .17, .27, "fine", "coarse"),
                 behind=shot.decor, side="left" if shot.decor_x > 0 else "right", light=far(shot.light, .9, 1.1, "dim", "bright"),
-                camera=far(shot.pan, -.12, .12, "left", "right") or ("still" if abs(shot.pan) < .03 and shot.shake < .004 else "shaky"
-                    if shot.shake > .009 else ""))
+                camera=far(shot.pan, -.12, .12, "left", "right")
+                       or ("still" if abs(shot.pan) < .03 and shot.shake < .004 else "shaky" if shot.shake > .009 else ""))
     if shot.other: seen["other"] = "dark" if shot.other["dark"] else "light"
     return {name: value for name, value in seen.items() if value}
 

@@ -444,8 +444,8 @@ def on_own_data(args) -> tuple: # the main notebook's parameters, what is added 
     if args.data:
         from spklip.data.datasets import read_metadata
         try:
-            folders, name = [args.data.format(seed=seed) for seed in range(args.seeds
-                or 1)], name or Path(args.data.format(seed="")).absolute().name.strip("-_")
+            folders = [args.data.format(seed=seed) for seed in range(args.seeds or 1)]
+            name = name or Path(args.data.format(seed="")).absolute().name.strip("-_")
         except (KeyError, IndexError, ValueError): raise ValueError(f"--data {args.data}: {{seed}} is the only thing in braces that is known") from None
         for folder in folders: read_metadata(folder) # now, not in the notebook's fifth cell
         values["data"] = at(args.data)

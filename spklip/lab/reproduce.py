@@ -110,9 +110,9 @@ def run_steps(
     before = read()
     for i, step in enumerate(steps):
         left, new = left_over(took, before, [s.name for s in steps[i:]]), sum(s.name not in before for s in steps[i:])
+        to_go = "" if left is None else f", about {left/60:.0f} to go" + f" without {new} never timed"*(new > 0)
         print(f"[{i + 1}/{len(steps)}] {step.name}, " + ", ".join(f"{k} {v}" for k, v in step.parameters().items())
-              + f"; {(time.time() - began)/60:.0f} min so far" + (f", about {left/60:.0f} to go" + f" without {new} never timed"*(new > 0)
-                  if left is not None else ""), flush=True)
+              + f"; {(time.time() - began)/60:.0f} min so far{to_go}", flush=True)
         copy = Path(step.name).name
         with locked(runs_folder()/f".{preset}-{copy}.lock", f"{step.name}: another process runs it", wait=True):
             start = time.time()

@@ -202,8 +202,8 @@ def side_by_side(
     "Call `work` once a job, in processes with one thread each, and tell what is done and left. Raises what a job raises; the others are stopped."
     start, n = time.time(), min(at_once or cpu_count(), len(jobs))
     if not jobs: return
-    done = Parallel(n, "loky", batch_size=1, return_as="generator_unordered")(delayed(alone)(name, work, arguments, str(runs_folder()))
-        for name, arguments in jobs.items())
+    calls = (delayed(alone)(name, work, arguments, str(runs_folder())) for name, arguments in jobs.items())
+    done = Parallel(n, "loky", batch_size=1, return_as="generator_unordered")(calls)
     try:
         with warnings.catch_warnings(), stopped_by_sigterm():
             warnings.filterwarnings("ignore", "A worker stopped while some jobs were given") # replaced between two jobs, as it held 300 MB more than at first
