@@ -317,7 +317,7 @@ def few_shot(
     draw:int=0,               # which draw of them; seeds the training too
     start:str|Path|None=None, # the pre-trained model; None: from scratch
     split:str="test",         # whom to name: other people
-) -> dict:                    # top1 and guesses on the split, and `rest`: top-1 on as many clips left of the shots' people (None: there are none)
+) -> dict:                    # top1 and guesses on the split, and `rest`: top-1 on a quarter as many clips left of the shots' people (None: none is)
     """Learn from one draw of shots, then look at other people's clips. Run once.
 
     Raises ValueError for no shots, unless they are for zero-shot."""
@@ -327,7 +327,7 @@ def few_shot(
         seen = replace(config, train=where_it_may_mirror(config.train, people.prompts))
         chosen = draw_shots(people, shots, draw)
         mine, spare = only(people, chosen), sorted(set(range(len(people))) - set(chosen))
-        rest = np.random.default_rng(draw).permutation(spare)[:len(others)].tolist() # more would take longer than the training
+        rest = np.random.default_rng(draw).permutation(spare)[:-(-len(others)//4)].tolist() # for a note; all would take longer than the training
         if config.retrains:
             model = retrain(seen, preset, mine, draw, start)
             scores = [evaluate(model, d).similarity if len(d) else None for d in (others, only(people, rest))]
