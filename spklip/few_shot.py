@@ -161,24 +161,23 @@ def refresh_norms(
 def stored_features(
     start:str|Path,        # a model's folder
     data:str|Path,         # a data set's folder
-    split:str,             # train, validation or test
-    views:int=0,
+    *parts,                # of it: a split, how many views, and which of its clips (None: all), each
     config:TrainConfig=TrainConfig(),
     norms:list|None=None,  # training clips from which batch norm takes its statistics; None: those of the pre-training
-    chosen:list|None=None, # clips of the split; None: all
-) -> Tensor:               # [n,1+views,N,D]
-    "`clip_features`, computed once."
+) -> list:                 # [n,1+views,N,D] of each part
+    "`clip_features` by one trunk, computed once."
     def make(folder):
         model = SPKLIP.from_pretrained(start, device_of())
         clips = lambda split, some: (lambda d: d if some is None else only(d, some))(open_clips(data, split, segments_of(model.config)))
         if norms is not None: refresh_norms(model, clips("train", norms))
-        found = clip_features(model, clips(split, chosen), views, config)
-        with atomic(folder/"features.safetensors") as part: write_tensors({"features": found}, part)
-        return list(found.shape)
-    run = dict(model=model_digest(start), data=fingerprint(data), split=split,
-               views=views, shift=config.shift, flip=config.flip, thresholds=config.thresholds, norms=norms, chosen=chosen)
+        found = {str(i): clip_features(model, clips(split, some), views, config) for i, (split, views, some) in enumerate(parts)}
+        with atomic(folder/"features.safetensors") as part: write_tensors(found, part)
+        return [list(f.shape) for f in found.values()]
+    run = dict(model=model_digest(start), data=fingerprint(data), parts=parts,
+               shift=config.shift, flip=config.flip, thresholds=config.thresholds, norms=norms)
     cached("features", run, make)
-    return load_file(run_folder("features", run)/"features.safetensors")["features"]
+    kept = load_file(run_folder("features", run)/"features.safetensors")
+    return [kept[str(i)] for i in range(len(parts))]
 
 def embed(model:SPKLIP, features:Tensor) -> Tensor: # [n,N,D] -> unit length, [n,D]
     "The rest of `encode_video`."
@@ -298,11 +297,12 @@ def seen_by_trunk(
     split:str,         # other people's clips
 ) -> tuple:            # features of the shots with their views, of the others' clips, of the rest
     "What a frozen trunk says, from what is kept; with fresh norms it is another trunk for each draw."
-    if not config.norms:
-        whole = stored_features(start, data, "train", config.views_kept, config.train)
-        return whole[chosen], stored_features(start, data, split), whole[rest]
-    see = lambda split, views, some: stored_features(start, data, split, views, config.train, chosen, some)
-    return see("train", config.views, chosen), see(split, 0, None), see("train", 0, rest)
+    if config.norms:
+        parts = ("train", config.views, chosen), (split, 0, None), ("train", 0, rest)
+        return tuple(stored_features(start, data, *parts, config=config.train, norms=chosen))
+    whole, = stored_features(start, data, ("train", config.views_kept, None), config=config.train)
+    asked, = stored_features(start, data, (split, 0, None))
+    return whole[chosen], asked, whole[rest]
 
 # %% ../nbs/07_few_shot.ipynb #dc74bf81
 def run_of_shots(config:Adaptation, preset:Preset, data, shots:int, draw:int, start, split:str) -> dict: # as `few_shot` takes them

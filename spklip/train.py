@@ -131,9 +131,9 @@ def spiking_presets(
     preset:Preset, # an ANN's
     clips:int,     # to train on
 ) -> dict:         # name -> Preset
-    "The spiking encoders of A.7, with the paper's neuron and with ours; trained from the ANN's weights in about 250 steps, watched at their end."
+    "The spiking encoders of A.7, with the paper's neuron and with ours; trained from the ANN's weights in about 190 steps, watched at their end."
     neurons, t = {"eq. 7": ("lif", 2), "integer": ("integer", 1)}, preset.train # time steps: as in the released code, and one
-    epochs = min(t.epochs, max(1, round(250*t.batch_size/((1 - t.hold_out)*clips)))) # an epoch of a small data set has few
+    epochs = min(t.epochs, max(1, round(190*t.batch_size/((1 - t.hold_out)*clips)))) # an epoch of a small data set has few
     briefly = replace(t, epochs=epochs, watch=False)
     return {f"{part}, {name}": replace(preset, train=briefly, model=replace(preset.model, fsve=FSVEConfig(part=part, neuron=neuron, steps=steps)))
             for name, (neuron, steps) in neurons.items() for part in ("cnn", "full")}

@@ -65,9 +65,9 @@ def test_classes_told_apart_by_a_side_are_not_mirrored(data, start, tmp_path, mo
     rows, seen = read_metadata(data), []
     sides = {label: f"a person turns {side}" for label, side in zip(SpikeDataset(data).classes, ("left", "right", "round"))}
     turned = derive(data, tmp_path/"turned", [r | {"prompt": sides[r["label"]]} for r in rows])
-    def features(start, data, split, views=0, config=None, norms=None, chosen=None):
+    def features(start, data, *parts, config=None, norms=None):
         seen.append(config)
-        return torch.rand(18 if split == "train" else 9, 1 + views, 5, 32)
+        return [torch.rand(18 if split == "train" else 9, 1 + views, 5, 32) for split, views, _ in parts]
     monkeypatch.setattr(few_shot_module, "stored_features", features)
     for clips in (data, turned): few_shot(Adaptation("nearest class mean", views=1), SIZE, clips, 2, 0, start)
     assert {c.flip for c in seen if c} == {Adaptation().train.flip, 0.} and seen[0].flip and not seen[2].flip
@@ -83,7 +83,7 @@ def test_a_part_gives_the_clips_it_names(data):
 
 def test_kept_features_are_those_of_the_model(data, start):
     model, test = SPKLIP.from_pretrained(start), SpikeDataset(data, "test")
-    features = stored_features(start, data, "test", views=2)
+    features, = stored_features(start, data, ("test", 2, None))
     assert features.shape == (9, 3, 5, SIZE.model.star_net.embed_dim)
     with torch.no_grad(): whole = model.encode_video(torch.stack([test[i]["packed"] for i in range(9)]))
     assert torch.allclose(embed(model, features[:, 0]), whole, atol=1e-5)
@@ -94,9 +94,11 @@ def test_kept_features_are_those_of_the_model(data, start):
 
 
 def test_features_are_computed_once(data, start, monkeypatch):
-    first = stored_features(start, data, "validation")
+    first, second = stored_features(start, data, ("validation", 0, None), ("train", 1, [2, 0]))
+    assert second.shape[:2] == (2, 2)
     monkeypatch.setattr(few_shot_module, "clip_features", None)
-    assert torch.equal(stored_features(start, data, "validation"), first)
+    again = stored_features(start, data, ("validation", 0, None), ("train", 1, [2, 0]))
+    assert torch.equal(again[0], first) and torch.equal(again[1], second)
 
 
 def norms_of(model):
@@ -123,8 +125,8 @@ def test_features_with_fresh_norms_are_those_of_such_a_model(data, start):
     people, test = SpikeDataset(data, "train"), SpikeDataset(data, "test")
     chosen = draw_shots(people, 2)
     model = refresh_norms(SPKLIP.from_pretrained(start), only(people, chosen))
-    fresh = stored_features(start, data, "test", norms=chosen)
-    assert torch.allclose(fresh, clip_features(model, test), atol=1e-5) and not torch.allclose(fresh, stored_features(start, data, "test"), atol=1e-3)
+    (fresh,), (stale,) = (stored_features(start, data, ("test", 0, None), norms=norms) for norms in (chosen, None))
+    assert torch.allclose(fresh, clip_features(model, test), atol=1e-5) and not torch.allclose(fresh, stale, atol=1e-3)
     known, asked, left = seen_by_trunk(Adaptation(norms=True, views=1), data, chosen, [0, 5], start, "test")
     assert known.shape[:2] == (6, 2) and torch.equal(asked, fresh) and torch.allclose(left, clip_features(model, only(people, [0, 5])), atol=1e-5)
 
