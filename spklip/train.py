@@ -21,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
+from operator import call
 from pathlib import Path
 
 import numpy as np
@@ -542,12 +543,14 @@ def at_once(
     return 1 if all(p.name == "smoke" for p in presets) else None
 
 def train_all(
-    jobs:dict, # any key -> what `train_and_test` takes: preset, data, seed, start
-) -> dict:     # the same keys -> what it gives
+    jobs:dict,   # any key -> what `train_and_test` takes: preset, data, seed, start
+    beside=None, # other work whose results the cache keeps, for cores that would idle: any key -> a function and its arguments
+) -> dict:       # the keys of `jobs` -> what it gives
     "Many trainings, side by side where there is no GPU; what two share, or an earlier call has trained, is trained once."
     todo = {digest(run): (key, job) for key, job in jobs.items() if not is_finished("train", run := run_of(*job))}
-    if device_of() == "cpu":
-        side_by_side(partial(train_and_test, progress=len(todo) == 1), dict(todo.values()), at_once(preset for _, (preset, *_) in todo.values()))
+    if todo and device_of() == "cpu":
+        train = partial(train_and_test, progress=len(todo) == 1)
+        side_by_side(call, {key: (train, *job) for key, job in todo.values()} | (beside or {}), at_once(preset for _, (preset, *_) in todo.values()))
     return {key: train_and_test(*job) for key, job in jobs.items()}
 
 # %% ../nbs/04_train.ipynb #9d0c5e02

@@ -4,6 +4,7 @@ import math
 import os
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,8 +137,10 @@ def test_a_run_is_trained_once(data, tmp_path, monkeypatch):
 def test_trainings_side_by_side(data, tmp_path, monkeypatch, capsys):
     "Each is trained once, also where two keys share it; one thread each, so that the number of cores changes nothing."
     monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/"runs"))
-    found = train_all({"a": (TINY, data, 1), "the same": (TINY, data, 1), "b": (TINY, data, 2)})
-    assert found["a"] == found["the same"] != found["b"] and capsys.readouterr().out.count("to go") == 2
+    jobs, mark = {"a": (TINY, data, 1), "the same": (TINY, data, 1), "b": (TINY, data, 2)}, tmp_path/"mark"
+    found = train_all(jobs, beside={"other work": (Path.touch, mark)})
+    assert found["a"] == found["the same"] != found["b"] and capsys.readouterr().out.count("to go") == 3 and mark.exists()
+    assert train_all(jobs, beside={"no core idles now": (Path.unlink, mark)}) == found and mark.exists()
     monkeypatch.setenv("SPKLIP_RUNS", str(tmp_path/"one by one"))
     side_by_side(train_and_test, {"a": (TINY, data, 1)}, at_once=1)
     again, wanted = weights(train_and_test(TINY, data, 1)[1]), weights(found["a"][1])
