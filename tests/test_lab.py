@@ -178,6 +178,12 @@ def test_seeds_asked_for_are_those_of_real_video_too(monkeypatch, tmp_path, caps
     reproduce.whole({"preset": "laptop"})
     assert f"`spklip data arid {tmp_path/'none'} --seed 0`" in capsys.readouterr().out
 
+def test_an_idle_core_begins_with_what_comes_next(monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduce, "REAL", {"a": str(tmp_path/"lost"), "b": str(tmp_path/"b-{seed}"), "c": str(tmp_path/"c")})
+    for name in ("b-0", "c"): (tmp_path/name).mkdir(); (tmp_path/name/"metadata.jsonl").touch()
+    steps = {s.name: s.parameters().get("next_data") for s in reproduce.whole({"preset": "laptop", "seeds": 1})}
+    assert steps["04_train_b"] == str(tmp_path/"c") and steps["04_train_c"] is steps["04_train"] is None
+
 def test_fingerprint_sees_every_change(tmp_path):
     with pytest.raises(FileNotFoundError, match="no metadata.jsonl"): runs.fingerprint(tmp_path)
     data, far = tmp_path/"data", tmp_path/"far"

@@ -8,6 +8,7 @@ __all__ = ['REAL', 'Step', 'numbered', 'chosen', 'by_hand', 'whole', 'left_over'
 # %% ../../nbs/lab/07_reproduce.ipynb #fbaea1e5
 import ast, time
 from contextlib import suppress
+from itertools import zip_longest
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,12 +79,15 @@ def whole(
         main = notebook.stem == "04_train" and values["preset"] != "smoke"
         steps.append(Step(notebook, several if main else values))
         if not main: continue
-        first, n = values.get("seed", 0), several["seeds"]
+        first, n, there = values.get("seed", 0), several["seeds"], {}
         for name, folder in REAL.items():
             folders = {folder.format(seed=s): s for s in reversed(range(first, first + n))} # one serves all seeds where it names none
             lost = sorted(f"spklip data {name} {f} --seed {s}" for f, s in folders.items() if not (root()/f/"metadata.jsonl").exists())
             if lost: print(f"left out: 04_train on {name}, for want of what `{'; '.join(lost)}` makes"); continue
-            steps.append(Step(notebook, several | dict(data=folder, name=name, start=f"outputs/{values['preset']}/model"), name))
+            there[name] = folder
+        for (name, folder), later in zip_longest(there.items(), [*there.values()][1:]):
+            given = dict(data=folder, name=name, start=f"outputs/{values['preset']}/model") | ({"next_data": later} if later else {})
+            steps.append(Step(notebook, several | given, name))
     return steps
 
 # %% ../../nbs/lab/07_reproduce.ipynb #ea1f02a8
