@@ -200,8 +200,10 @@ def made_by(folder:Path) -> str: # when, on what and in how long the notebooks r
              "cores": k["cpus"], "processor": k.get("processor", ""), "commit": (k["commit"] or "") + (" and changes" if k["modified"] else ""),
              "torch": k["packages"].get("torch", "")} for name, k in kept.items()]
     if not rows: return "<p>No run has left a manifest.</p>"
+    commits = len({row["commit"] for row in rows})
     return ("<p>What was computed before is read from a cache: a last run may take seconds, and the longest is nearest to what a notebook costs. "
-            "They ran at different commits, so a table may be older than the code.</p>" + as_html(pd.DataFrame(rows)))
+            + (f"They ran at {commits} commits, so a table may be older than the code.</p>" if commits > 1 else "All ran at one commit.</p>")
+            + as_html(pd.DataFrame(rows)))
 
 # %% ../../nbs/lab/06_report.ipynb #d4f3c731
 def write_report(
