@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 from spklip.data import conversion, scenes, video
-from spklip.data.datasets import SpikeDataset
+from spklip.data.datasets import SpikeDataset, read_metadata, write_metadata
 from spklip.data.scenes import SpikeActions, generate
 from spklip.data.streams import write_dat
 from spklip import train
@@ -125,7 +125,10 @@ SIZE = "--height", "6", "--width", "7"
     (("data", "check", "."), "metadata.jsonl"),
     (("data", "weizmann", "out", "--source", "absent.npz"), "--source absent.npz: no such file"),
     (("data", "weizmann", "out", "--source", "clip.dat"), "clip.dat: no .npz of silhouettes, or a broken one"),
-    (("data", "spike-actions", "out", "--seed", "-1"), "'-1' is no whole number of 0 or more"),
+    (("data", "spike-actions", "out", "--seed", "-1"), "'-1' is no whole number from 0 to 4,294,967,295"),
+    (("train", "--seed", "99999999999999999999999"), "is no whole number from 0 to"),
+    (("reproduce", "--only", "04_train", "--set", "name=a/b"), "--name a/b: part of files' names"),
+    (("reproduce", "--name", "../a"), "--name ../a: part of files' names"),
     (("data", "arid", "out", "--source", "absent"), "--source absent: no such folder"),
     (("data", "spike-actions", "out", "--preset", "huge"), "invalid choice: 'huge'"),
     (("convert", "absent.avi", "--out", "made"), "absent.avi"),
@@ -252,11 +255,21 @@ def test_clips_that_failed_are_told(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(video, "weizmann", lambda source, seed: clips)
         assert says in fails(capsys, "data", "weizmann", str(tmp_path/"out"), "--source", str(tmp_path/"s.npz"), code=code)
 
+def test_real_video_is_not_mixed_with_other_recordings(tmp_path, monkeypatch, capsys):
+    row = dict(file="walk.dat", height=6, width=7, frames=250, rate_hz=20000, flip_rows=True, label="walk", prompt="a", caption="a", group="anna",
+               split="train", source="", made_by="")
+    write_metadata(tmp_path/"out", [row])
+    (tmp_path/"s.npz").touch(); monkeypatch.setattr(video, "weizmann", lambda source, seed: [])
+    assert "holds 1 other recordings" in fails(capsys, "data", "weizmann", str(tmp_path/"out"), "--source", str(tmp_path/"s.npz"))
+    assert len(read_metadata(tmp_path/"out")) == 1
+
 def test_a_start_is_looked_for_at_once_and_from_here(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert "mine: no model here" in fails(capsys, "reproduce", "--start", "mine")
     for place in ("mine", "run/model"): (tmp_path/place).mkdir(parents=True); (tmp_path/place/"model.safetensors").touch()
     assert "run: no model here; there is one in run/model" in fails(capsys, "reproduce", "--start", "run")
+    assert "run: no model here; there is one in run/model" in fails(capsys, "train", "--data", "run", "--start", "run", "--out", "new")
+    assert not Path("new").exists()
     assert "give them a --name" in fails(capsys, "reproduce", "--start", "mine") # or the main results would be lost
     values, _ = cli.on_own_data(cli.parser().parse_args(["reproduce", "--start", "mine", "--name", "trial"]))
     assert values == {"start": str(tmp_path/"mine"), "name": "trial"}

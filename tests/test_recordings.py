@@ -550,7 +550,7 @@ def test_slice_command(recorded, capsys):
     ("info a.npz", "holds 2 arrays"), ("view a.npy --mask none.npy", "no such mask"), ("view a.npy --mask text.npy", "text.npy: holds <U1, a mask is uint8"),
     ("info a.npy --mask a.npy", "--mask a.npy: here it is what is written"),
     ("info a.dat --height 24 --width 32 --mask a.dat", "give it a name of its own that ends in .npy"),
-    ("slice . --out . --frames 20", "--out .: samples would lie among the recordings")])
+    ("slice a.npy --label a --crop all --frames 20 --out .", "--out .: samples would lie among the recordings")])
 def test_errors_are_one_line(recorded, capsys, words, says):
     before = Path("a.dat").read_bytes(), Path("a.npy").read_bytes(); np.save("text.npy", np.full((24, 32), "x"))
     try: code = cli.main(words.split())
@@ -558,6 +558,13 @@ def test_errors_are_one_line(recorded, capsys, words, says):
     err = capsys.readouterr().err
     assert code == 2 and err.count("\n") == 1 and says in err and "Traceback" not in err
     assert (Path("a.dat").read_bytes(), Path("a.npy").read_bytes()) == before
+
+@pytest.mark.parametrize("out", ["films", "films/left", "."])
+def test_samples_do_not_lie_among_recordings(tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path); films(Path("films"))
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(f"slice films --out {out} --height 24 --width 32 --crop all --frames 20".split()) == 2
+    assert f"--out {out}: samples would lie among the recordings" in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
 
 # real ones
 

@@ -70,6 +70,12 @@ def test_what_declares_seconds_and_no_frames_is_whole_or_named(tmp_path, frames)
     path.write_bytes(path.read_bytes()[:path.stat().st_size*6//10])
     with pytest.raises(StreamError, match=r"a.mkv: cut short, \d\.\d of the 2.4 seconds it declares"): length(path)
 
+def test_a_cut_avi_is_named_though_its_container_guesses_a_shorter_one(tmp_path):
+    path = film(tmp_path/"a.avi", images(60))
+    assert length(path) == 60
+    path.write_bytes(path.read_bytes()[:path.stat().st_size*8//10])
+    with pytest.raises(StreamError, match=r"a.avi: cut short, 1\.\d of the 2.4 seconds it declares"): length(path)
+
 def remuxed(path, out, seconds=0., skip=0.):
     "The same pictures, with sound of some seconds beside them, or with those before some second hidden by an edit list."
     with av.open(str(path)) as source, av.open(str(out), "w", options={"avoid_negative_ts": "disabled"}) as container:

@@ -286,10 +286,11 @@ def convert(
 
     Raises `StreamError` when another conversion writes the folder or it holds something else, `OSError` when it cannot be written (a full disk), `ImportError` when an optional package is missing."""
     folder, failed, start = Path(folder).absolute(), {}, time.monotonic()
+    origin = lambda clip: clip.source if callable(clip.video) else clip.video
     named, clips = {}, [c if callable(c.video) else replace(c, video=Path(c.video).absolute()) for c in clips] # a worker may stand elsewhere
     for c in clips:
         # to some disks case is nothing
-        if other := named.get(key := c.name.casefold()): raise ValueError(f"two clips share the name {c.name!r}: {other.source} and {c.source}")
+        if other := named.get(key := c.name.casefold()): raise ValueError(f"two clips share the name {c.name!r}: {origin(other)} and {origin(c)}")
         named[key] = c
     interpolator(how.interpolate, "cpu" if scheduler else how.device)  # what is missing is said now, not once a clip
     _refuse_others(folder)
@@ -364,7 +365,7 @@ def video_folder(
 def _listed(folder, pattern, *form):
     "Name of the list and fields of each line, of the lists of a folder."
     lists = sorted(Path(folder).rglob(pattern))
-    if not lists: raise StreamError(f"{folder}: no lists named {pattern} in it")
+    if not lists: raise StreamError(f"{folder}: {f'no lists named {pattern} in it' if Path(folder).is_dir() else 'no such folder of lists'}")
     return [(path.stem, fields) for path in lists for fields in list_fields(path, *form)]
 
 def _official(rows, data, videos, validation, seed):

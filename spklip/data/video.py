@@ -26,14 +26,17 @@ def _shown(frame, aspect, format):
 
 def _seconds(container, stream):
     "How long the pictures of a file last by what it declares, 0 where it does not: sound may be longer, and an edit list may hide frames."
-    if stream.duration: return float(stream.duration*stream.time_base)
+    declared = float(stream.duration*stream.time_base) if stream.duration else 0.
+    if container.format.name == "avi": # whose duration is guessed from the file's size; how many frames it has is in its header
+        return max(declared, stream.frames/float(stream.average_rate or 25))
+    if declared: return declared
     if tag := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")): return 3600*int(tag[1]) + 60*int(tag[2]) + float(tag[3]) # .mkv, .webm
     return (container.duration or 0)/av.time_base if len(container.streams) == 1 else 0.
 
 def _pictures(path):
     "The frames of a video, each a function of a pixel format; a file that is no whole video is a `StreamError`, at its end if not before."
     path, times = Path(path), []
-    if not path.is_file(): raise StreamError(f"{path}: no such video")
+    if not path.is_file(): raise StreamError(f"{path}: {'a folder, not a video' if path.is_dir() else 'no such video'}")
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video: raise StreamError(f"{path}: {path.stat().st_size:,} bytes without a video stream")

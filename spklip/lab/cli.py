@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['MOST', 'KINDS', 'PRESETS', 'RESUMED', 'recording', 'beside', 'info', 'grey', 'moments_of', 'view', 'reason', 'told',
-           'data', 'check', 'listed', 'clips_of', 'convert', 'sources_of', 'slice_', 'train', 'model_at', 'trained',
-           'evaluate', 'note_strange', 'classify', 'follow', 'over_time', 'asked', 'index', 'search', 'save_sheet',
-           'on_own_data', 'reproduce', 'bench', 'Parser', 'rate', 'count', 'seed', 'add', 'of_recording', 'how_read',
-           'of_mask', 'crop', 'on_device', 'of_model', 'of_size', 'looking', 'making', 'converting', 'slicing',
-           'finding', 'asking', 'timing', 'parser', 'one_line', 'let_go', 'main']
+           'data', 'expect_alone', 'check', 'listed', 'clips_of', 'convert', 'sources_of', 'slice_', 'train',
+           'model_at', 'trained', 'evaluate', 'note_strange', 'classify', 'follow', 'over_time', 'asked', 'index',
+           'search', 'save_sheet', 'on_own_data', 'reproduce', 'bench', 'Parser', 'rate', 'count', 'seed', 'add',
+           'of_recording', 'how_read', 'of_mask', 'crop', 'on_device', 'of_model', 'of_size', 'looking', 'making',
+           'converting', 'slicing', 'finding', 'asking', 'timing', 'parser', 'one_line', 'let_go', 'main']
 
 # %% ../../nbs/lab/04_cli.ipynb #2b5659dc
-import argparse, logging, os, sys
+import argparse, logging, os, re, sys
 from pathlib import Path
 
 # %% ../../nbs/lab/04_cli.ipynb #3d109fa0
@@ -159,9 +159,17 @@ def data(args) -> int|None: # exit code
     if source is None: raise FileNotFoundError(f"{args.kind}: none of its videos are here; give --source")
     if not Path(source).exists(): raise FileNotFoundError(f"--source {source}: no such {'file' if args.kind == 'weizmann' else 'folder'}")
     clips = getattr(video, args.kind)(source, seed=args.seed)
+    expect_alone(clips, args.folder)
     code = told(convert(clips, args.folder, Encoding(height=args.height or 32, width=args.width or 40)), len(clips), args.folder)
     check(args.folder)
     return code
+
+def expect_alone(clips:list, folder) -> None:
+    "Raises StreamError where a data set holds other recordings than these."
+    from spklip.data.datasets import METADATA, read_metadata
+    from spklip.data.streams import StreamError
+    others = {r["file"] for r in read_metadata(folder)} - {f"{c.name}.dat" for c in clips} if (Path(folder)/METADATA).exists() else ()
+    if others: raise StreamError(f"{folder}: holds {len(others)} other recordings; give all videos of a data set in one command, or another folder")
 
 def check(folder) -> None:
     "Print what a data set holds. Raises StreamError naming what is wrong with it."
@@ -235,13 +243,11 @@ The class is in the list, the video's name or its folder's. Stopped or killed, t
 Exit code: 0 all clips are made; 1 some could not be, see failed.jsonl; 2 nothing could be, or it was stopped by an error such as a full disk."""
     from joblib import cpu_count # of those this process may use
     from spklip.data.conversion import Encoding, convert
-    from spklip.data.datasets import read_metadata, summary
-    from spklip.data.streams import StreamError
+    from spklip.data.datasets import summary
     if args.device != "cpu" and args.interpolate != "rife":
         raise ValueError(f"--device {args.device}: for --interpolate rife, {args.interpolate} computes on the CPU")
     clips, out, factor = clips_of(args), Path(args.out), args.factor or KINDS.get(args.what[0], 10)
-    others = {r["file"] for r in read_metadata(out)} - {f"{c.name}.dat" for c in clips} if (out/"metadata.jsonl").exists() and not args.splits else ()
-    if others: raise StreamError(f"{out}: holds {len(others)} other recordings; give all videos of a data set in one command, or another --out")
+    if not args.splits: expect_alone(clips, out)
     how = Encoding(height=args.height or 240, width=args.width or 320, factor=factor, theta=args.theta, frames=args.frames, fit=args.fit,
                    interpolate=args.interpolate, device=args.device)
     code = told(convert(clips, out, how, jobs=min(args.jobs or cpu_count(), len(clips)), backend=args.backend, scheduler=args.scheduler), len(clips), out)
@@ -273,9 +279,9 @@ def slice_(args) -> int: # exit code
     from spklip.data.recordings import Cut, slice_recordings
     height, width = args.crop
     cut = Cut(args.frames, args.stride, args.samples, args.per_class, height, width, args.mask or "")
-    if Path(args.out).is_dir() and any(Path(f).is_dir() and Path(f).samefile(args.out) for f in args.files):
+    sources, out = sources_of(args), Path(args.out).resolve()
+    if any(s.file.resolve().is_relative_to(out) for s in sources):
         raise ValueError(f"--out {args.out}: samples would lie among the recordings; name another folder")
-    sources = sources_of(args)
     code = told(slice_recordings(sources, args.out, cut), len(sources), args.out, "recordings")
     check(args.out)
     return code
@@ -285,7 +291,8 @@ def train(args) -> None:
     "spklip train --preset P --data FOLDER --out FOLDER: train, or go on with what is in FOLDER."
     from spklip.lab.processes import leave, process
     from spklip.train import fit, preset_of
-    model = fit(preset_of(args.preset), args.data, Path(args.out or f"runs/{args.preset}-{args.seed}"), args.seed, args.start, device=args.device)
+    start = args.start and model_at(args.start)
+    model = fit(preset_of(args.preset), args.data, Path(args.out or f"runs/{args.preset}-{args.seed}"), args.seed, start, device=args.device)
     if not process(): print(f"model: {model}")
     leave()
 
@@ -462,6 +469,8 @@ def reproduce(args) -> None:
     values |= by_hand(args.set, some or numbered())
     steps = [Step(notebook, values | own, name) for notebook in some] or whole(values)
     for s in (s.parameters() for s in steps if s.notebook.stem == "04_train"):
+        if not re.fullmatch(r"([\w-][\w.-]*)?", called := s.get("name", "")):
+            raise ValueError(f"--name {called}: part of files' names, of letters, digits, _, - and .")
         if (s.get("data") or s.get("start")) and not s.get("name"):
             raise ValueError("--data and --start make other results than the main ones: give them a --name")
     if args.seeds and not any("seeds" in s.parameters() for s in steps):
@@ -477,13 +486,13 @@ def bench(args) -> None:
     from spklip.files import expect_to_write
     from spklip.lab.notebooks import root
     columns = ["case", "who", "what", "ms", "lower", "upper"]
-    try: earlier = pd.read_csv(args.against)[columns] if args.against else None # before minutes are spent
+    try: earlier = pd.read_csv(args.against)[columns].astype(dict.fromkeys(columns[3:], float)) if args.against else None # before minutes are spent
     except (ValueError, KeyError): raise ValueError(f"{args.against}: no table of `spklip bench`; its columns are {', '.join(columns)} and more") from None
     out = args.out or root()/"outputs"/("smoke/bench" if args.small or args.only else "bench")
     expect_to_write(Path(out)/"bench.csv")
     rows, rates, failed = bench(args.only, args.small, args.device, lambda line: print(line, flush=True))
     if rows: print(write_bench(rows, rates, out, args.device))
-    if rows and earlier is not None: print("\n".join(changes(rows, earlier)))
+    if rows and earlier is not None: print("\n".join(changes(rows, earlier)) or f"{args.against}: has none of these cases")
     if failed: raise ValueError(f"what failed has no rows: {', '.join(failed)}")
 
 # %% ../../nbs/lab/04_cli.ipynb #5f9346ac
@@ -510,8 +519,8 @@ def count(
 def seed(
     text:str, # what was typed
 ) -> int:     # at least 0
-    "A whole number, or 0."
-    if not text.isdigit(): raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    "A whole number of 32 bits."
+    if not text.isdigit() or int(text) >= 2**32: raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {2**32 - 1:,}")
     return int(text)
 
 # %% ../../nbs/lab/04_cli.ipynb #5f9346b8
